@@ -1,0 +1,5 @@
+//! Lockstep keeps the incidents of Microsoft Defender XDR and Microsoft Sentinel in step: both ways, in seconds,
+//! every write explained. `ARCHITECTURE.md` has the picture; read the modules in this order.
+
+pub mod domain;
+pub mod ports;

@@ -1,0 +1,372 @@
+//! The whole contract with the outside, in one file: what `app` needs of the two systems, of the store, of time
+//! and of chance. Adapters implement it; tests implement it again with a memory and a will to fail.
+//!
+//! Instants are UTC. Keys are compared as they stand: adapters and doors lower-case what is compared without case
+//! (tenant ids, workspace resource ids) before they build one.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::failure::Failure;
+use crate::domain::model::{DefenderIncident, DefenderPatch, LinkKey, SentinelIncident, SentinelWrite, Side};
+
+/// What a hint is about: one incident of one side. The queue's key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Subject {
+    /// Which system the incident lives in.
+    pub side: Side,
+    /// Defender: the tenant id. Sentinel: the workspace's resource id. Both in lower case.
+    pub scope: String,
+    /// The incident's id in that system: Graph's `id`, or ARM's `name`.
+    pub native_id: String,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.side, self.scope, self.native_id)
+    }
+}
+
+/// "Something about this incident may have changed": all that a notification or a poll is ever taken for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hint {
+    /// Which incident.
+    pub subject: Subject,
+    /// The version the sender spoke of (Defender: `lastUpdateDateTime`; Sentinel: the etag), where it named one.
+    pub version: Option<String>,
+    /// Which door it came through: a short constant such as `graph-notification`, `playbook`, `poll`, `sweep`.
+    pub source: String,
+}
+
+/// The identity of one delivery, for senders that repeat a delivery whose answer they did not hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The namespace of the id, for example `playbook:soc`.
+    pub door: String,
+    /// The sender's id of the delivery (Standard Webhooks: `webhook-id`).
+    pub id: String,
+    /// From when on the store may forget the id.
+    pub keep_until: OffsetDateTime,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remembered {
+    /// Committed to disk.
+    New,
+    /// This delivery id was stored before; nothing was stored now.
+    Repeated,
+}
+
+/// A queue row in somebody's hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobLease {
+    /// Which incident.
+    pub subject: Subject,
+    /// The `wanted` counter at the lease; settling sets `done` to it.
+    pub wanted: i64,
+    /// The one version that all hints since the last settle named, or `None` when they named several or none.
+    pub version: Option<String>,
+    /// The sources of the hints since the last settle, distinct, comma separated, at most 200 characters.
+    pub sources: String,
+    /// How many times this row has failed in a row.
+    pub attempts: u32,
+    /// When the first of the hints not yet served came in.
+    pub first_hint_at: OffsetDateTime,
+    /// Proof of possession: settling needs it.
+    pub token: Uuid,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Served up to the lease's `wanted`. The row goes away unless more hints came meanwhile.
+    Done,
+    /// To be tried again, not before this instant.
+    Again {
+        /// The earliest next lease.
+        not_before: OffsetDateTime,
+        /// Whether the attempt counts as a failure of the job itself.
+        counts: bool,
+    },
+    /// Put aside with a reason, where a person sees it. A hint with a version the row had not seen unparks it.
+    Park {
+        /// For a person to read.
+        reason: String,
+    },
+}
+
+/// Whether the store still honoured the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// The lease was ours and the change is committed.
+    Yes,
+    /// Somebody else holds it, or it is gone; nothing was changed.
+    No,
+}
+
+/// A named mutual exclusion across workers and replicas (a link, a poller, a sweep).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// For example `link:<key>` or `poll:defender:<tenant>`.
+    pub name: String,
+    /// Proof of possession.
+    pub token: Uuid,
+}
+
+/// One Defender incident and its Sentinel twin, as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkRecord {
+    /// Identity: tenant id, incident id, workspace resource id.
+    pub key: LinkKey,
+    /// The route that made or adopted it (a name from the configuration, for people).
+    pub route: String,
+    /// The twin's ARM name, stored before the twin is created.
+    pub sentinel_id: String,
+    /// What is known and intended: `domain::model::LinkState` as JSON. The store does not look inside.
+    pub state: String,
+    /// Why the link is put aside, if it is.
+    pub parked: Option<String>,
+    /// When the record was last stored.
+    pub updated_at: OffsetDateTime,
+}
+
+/// A line of the journal: what happened to a link, and why. Never a payload body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalEntry {
+    /// When.
+    pub at: OffsetDateTime,
+    /// Which link.
+    pub link: LinkKey,
+    /// `write`, `clash`, `park`, `note` and so on.
+    pub kind: String,
+    /// Field names, before, after, rule, cause, request ids: a JSON object.
+    pub detail: serde_json::Value,
+}
+
+/// A stop on writes that an operator ordered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The route, or `*` for all.
+    pub route: String,
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// For a person to read.
+    pub reason: String,
+}
+
+/// A parked queue row, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// Which incident.
+    pub subject: Subject,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since: OffsetDateTime,
+}
+
+/// The state of the queue, for metrics and for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct QueueStats {
+    /// Rows that want service and are not parked.
+    pub waiting: i64,
+    /// Rows put aside.
+    pub parked: i64,
+    /// When the oldest unserved hint (of a row that is not parked) came in.
+    pub oldest: Option<OffsetDateTime>,
+}
+
+/// Why the store could not do it. Above the adapter nobody looks at a driver's error.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Out of reach, full or busy for longer than its patience: what was asked may be asked again.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// Something in it does not read as we wrote it.
+    #[error("the store holds something unreadable: {0}")]
+    Corrupt(String),
+}
+
+/// Durable state. Two implementations, one contract suite (`adapters::store::contract`).
+///
+/// Every method that returns `Ok` has committed durably (SQLite: WAL with `synchronous=FULL`).
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Stores hints: `wanted += 1` on each subject's row, creating it where it is missing. With a `delivery`, in the
+    /// same transaction, its id; a repeated id stores nothing. Concurrent calls are committed together.
+    ///
+    /// A parked row is unparked when the hint names a version other than the one it was parked with, or none at all
+    /// and the row was parked more than an hour ago.
+    async fn remember(
+        &self,
+        hints: Vec<Hint>,
+        delivery: Option<Delivery>,
+        now: OffsetDateTime,
+    ) -> Result<Remembered, StoreError>;
+
+    /// Leases up to `most` rows that want service, are not parked, not leased (or their lease ran out) and due,
+    /// oldest hint first but fair between scopes (no scope gets a second row while another waits for its first).
+    async fn lease_jobs(
+        &self,
+        most: usize,
+        now: OffsetDateTime,
+        until: OffsetDateTime,
+    ) -> Result<Vec<JobLease>, StoreError>;
+
+    /// Ends a lease. `Held::No` when the token no longer holds the row.
+    async fn settle(
+        &self,
+        lease: &JobLease,
+        settlement: Settlement,
+        now: OffsetDateTime,
+    ) -> Result<Held, StoreError>;
+
+    /// Takes the fence for `name` until `until`, if nobody else holds it at `now`.
+    async fn take_fence(
+        &self,
+        name: &str,
+        now: OffsetDateTime,
+        until: OffsetDateTime,
+    ) -> Result<Option<Fence>, StoreError>;
+
+    /// Prolongs a fence that is still ours.
+    async fn extend_fence(
+        &self,
+        fence: &Fence,
+        now: OffsetDateTime,
+        until: OffsetDateTime,
+    ) -> Result<Held, StoreError>;
+
+    /// Gives a fence back. Giving back what is no longer ours does nothing.
+    async fn release_fence(&self, fence: &Fence) -> Result<(), StoreError>;
+
+    /// The link of a Defender incident into a workspace.
+    async fn link(&self, key: &LinkKey) -> Result<Option<LinkRecord>, StoreError>;
+
+    /// The links whose twin this is (several only when routes overlap).
+    async fn links_of_twin(
+        &self,
+        workspace: &str,
+        sentinel_id: &str,
+    ) -> Result<Vec<LinkRecord>, StoreError>;
+
+    /// Stores a link and journal lines in one transaction, if `fence` is still ours at `now`.
+    async fn save_link(
+        &self,
+        link: &LinkRecord,
+        journal: &[JournalEntry],
+        fence: &Fence,
+        now: OffsetDateTime,
+    ) -> Result<Held, StoreError>;
+
+    /// Links of a route (all routes when `None`) in key order, after `after`, at most `most`.
+    async fn links(
+        &self,
+        route: Option<&str>,
+        after: Option<&LinkKey>,
+        most: usize,
+    ) -> Result<Vec<LinkRecord>, StoreError>;
+
+    /// How many journal lines of this kind a link has since an instant (the loop breaker counts `write`).
+    async fn journal_count(
+        &self,
+        link: &LinkKey,
+        kind: &str,
+        since: OffsetDateTime,
+    ) -> Result<u64, StoreError>;
+
+    /// The newest journal lines of a link, oldest first, at most `most`.
+    async fn journal(&self, link: &LinkKey, most: usize) -> Result<Vec<JournalEntry>, StoreError>;
+
+    /// A named value: watermarks, the time of the last sweep.
+    async fn value(&self, name: &str) -> Result<Option<String>, StoreError>;
+
+    /// Sets a named value.
+    async fn set_value(&self, name: &str, value: &str) -> Result<(), StoreError>;
+
+    /// Orders a stop on writes for a route, or `*` for all. Repeating it keeps the first `since`.
+    async fn hold(&self, hold: &Hold) -> Result<(), StoreError>;
+
+    /// Lifts a stop. `*` lifts every stop. Returns how many were lifted.
+    async fn release(&self, route: &str) -> Result<u64, StoreError>;
+
+    /// The stops in force.
+    async fn holds(&self) -> Result<Vec<Hold>, StoreError>;
+
+    /// The parked rows, newest first, at most `most`.
+    async fn parked(&self, most: usize) -> Result<Vec<Parked>, StoreError>;
+
+    /// Makes a parked row (and a parked link of the same subject) runnable again. False when it was not parked.
+    async fn unpark(&self, subject: &Subject, now: OffsetDateTime) -> Result<bool, StoreError>;
+
+    /// The state of the queue.
+    async fn queue_stats(&self) -> Result<QueueStats, StoreError>;
+
+    /// Forgets delivery ids past their time and journal lines older than `journal_before`.
+    async fn purge(&self, now: OffsetDateTime, journal_before: OffsetDateTime) -> Result<(), StoreError>;
+
+    /// One small write and read, to prove that the store can take a commit.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// One page of a change list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// The records that could be read. Those that could not are counted in `unreadable`.
+    pub records: Vec<T>,
+    /// Where the next page is (an absolute URL of the same host), if there is one.
+    pub next: Option<String>,
+    /// Ids (or positions, where even the id is unreadable) of records that could not be read, with the reason.
+    pub unreadable: Vec<(String, String)>,
+}
+
+/// Microsoft Defender XDR, through the Graph security API of one tenant.
+#[async_trait]
+pub trait Defender: Send + Sync + 'static {
+    /// One incident; `None` when Graph says 404.
+    async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure>;
+
+    /// Incidents with `lastUpdateDateTime ge since`; `next` continues an earlier page.
+    async fn changed_since(
+        &self,
+        since: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<DefenderIncident>, Failure>;
+
+    /// Sends only the members that the patch names. Returns the incident as Graph answered.
+    async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure>;
+}
+
+/// Microsoft Sentinel, through ARM, one workspace.
+#[async_trait]
+pub trait Sentinel: Send + Sync + 'static {
+    /// One incident; `None` when it is not there (and the workspace is).
+    async fn incident(&self, name: &str) -> Result<Option<SentinelIncident>, Failure>;
+
+    /// Incidents with `lastModifiedTimeUtc ge since`, ascending; `next` continues an earlier page.
+    async fn changed_since(
+        &self,
+        since: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<SentinelIncident>, Failure>;
+
+    /// Creates (no etag) or replaces (under the etag it was computed from). Returns the incident as answered.
+    async fn put(&self, name: &str, write: &SentinelWrite) -> Result<SentinelIncident, Failure>;
+}
+
+/// What time it is.
+pub trait Clock: Send + Sync + 'static {
+    /// Now, in UTC.
+    fn now(&self) -> OffsetDateTime;
+}
+
+/// Chance: jitter and fresh ids.
+pub trait Dice: Send + Sync + 'static {
+    /// Evenly from 0 (included) to 1 (excluded).
+    fn roll(&self) -> f64;
+}
