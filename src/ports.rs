@@ -249,11 +249,7 @@ pub trait Store: Send + Sync + 'static {
     async fn link(&self, key: &LinkKey) -> Result<Option<LinkRecord>, StoreError>;
 
     /// The links whose twin this is (several only when routes overlap).
-    async fn links_of_twin(
-        &self,
-        workspace: &str,
-        sentinel_id: &str,
-    ) -> Result<Vec<LinkRecord>, StoreError>;
+    async fn links_of_twin(&self, workspace: &str, sentinel_id: &str) -> Result<Vec<LinkRecord>, StoreError>;
 
     /// Stores a link and journal lines in one transaction, if `fence` is still ours at `now`.
     async fn save_link(

@@ -2,4 +2,9 @@
 //! Pure: it never awaits, never asks the time, never rolls dice, and imports nothing of ours.
 
 pub mod failure;
+pub mod mapping;
+pub mod merge;
 pub mod model;
+pub mod plan;
+pub mod policy;
+pub mod retry;

@@ -1,0 +1,1150 @@
+//! The planner: what both sides say now, what they last agreed on and what we may have written meanwhile go in; the
+//! writes that bring them in step, with the reason for each, come out. Then `agree` says what to remember of it.
+//!
+//! Change is detected on each side in that side's own words against what that side last said. The two sides are
+//! compared through the lossy mapping only to find out that nothing needs copying.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use time::{Duration, OffsetDateTime};
+
+use crate::domain::mapping as map;
+use crate::domain::merge::{Judgement, Names, Pair, judge, merge_names};
+use crate::domain::model::{
+    DefenderClassification, DefenderIncident, DefenderPatch, DefenderSays, DefenderStatus, LinkKey,
+    SentinelClassification, SentinelIncident, SentinelSays, SentinelStatus, SentinelWrite, Side,
+};
+use crate::domain::policy::{Field, Policy, Winner};
+
+/// Two modified times closer than this prove no order: two clocks, moved by our own writes too.
+const LATEST_MARGIN: Duration = Duration::seconds(5);
+/// How many unproved writes are kept per side. More than this means that a side swallows writes for hours; the oldest
+/// can no longer be in flight.
+const MOST_INTENTS: usize = 8;
+
+/// The last state both sides agreed on, each in its own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// What Defender said.
+    pub defender: DefenderSays,
+    /// What Sentinel said.
+    pub sentinel: SentinelSays,
+    /// Defender's `lastUpdateDateTime` of it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub defender_updated: OffsetDateTime,
+    /// Sentinel's `lastModifiedTimeUtc` of it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub sentinel_modified: OffsetDateTime,
+    /// Sentinel's etag of it.
+    pub sentinel_etag: String,
+}
+
+/// A write that was announced and is not proved: it may have landed, or may still land.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// Where it went.
+    pub side: Side,
+    /// The members it was to change.
+    pub fields: Vec<Field>,
+    /// The tags it was to add or remove: the only ones that can prove it.
+    #[serde(default, skip_serializing_if = "Names::is_empty")]
+    pub names: Names,
+    /// The version of `side` it was computed from (Defender: RFC 3339 instant; Sentinel: etag; empty when creating).
+    pub at: String,
+    /// What Defender says if it lands.
+    pub defender: DefenderSays,
+    /// What Sentinel says if it lands.
+    pub sentinel: SentinelSays,
+}
+
+/// All that is remembered of a link between two runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkState {
+    /// `None` until both sides have agreed once.
+    pub known: Option<Known>,
+    /// Unproved writes, oldest first.
+    #[serde(default)]
+    pub intents: Vec<Intent>,
+    /// The newest `lastUpdateDateTime` of Defender that was acted on.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub acted_defender: Option<OffsetDateTime>,
+    /// The newest `lastModifiedTimeUtc` of Sentinel that was acted on.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub acted_sentinel: Option<OffsetDateTime>,
+}
+
+impl LinkState {
+    /// The version that a hint must name to be old news: our own echo, or what we already acted on.
+    ///
+    /// With an unproved write nothing is old news.
+    pub fn knows(&self, side: Side, version: &str) -> bool {
+        let Some(known) = self.known.as_ref().filter(|_| self.intents.is_empty()) else { return false };
+        match side {
+            Side::Sentinel => known.sentinel_etag == version,
+            Side::Defender => parse_instant(version).is_some_and(|at| at <= known.defender_updated),
+        }
+    }
+}
+
+/// Both sides now, and what we last knew of them.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Which link.
+    pub key: LinkKey,
+    /// What we knew and intended.
+    pub state: LinkState,
+    /// Defender, `None` when it is not there.
+    pub defender: Option<DefenderIncident>,
+    /// Sentinel, `None` when it is not there.
+    pub sentinel: Option<SentinelIncident>,
+}
+
+/// The side whose read is strictly older than one already acted on: a replica that lags. Acting on it would take our
+/// own write for somebody's edit and undo it. An equal time proves nothing and is let through.
+pub fn stale(seen: &Snapshot) -> Option<Side> {
+    let LinkState { acted_defender, acted_sentinel, .. } = &seen.state;
+    let older = |at: Option<OffsetDateTime>, acted: &Option<OffsetDateTime>| {
+        at.zip(*acted).is_some_and(|(at, acted)| at < acted)
+    };
+    if older(seen.defender.as_ref().map(|d| d.updated), acted_defender) {
+        return Some(Side::Defender);
+    }
+    older(seen.sentinel.as_ref().map(|s| s.modified), acted_sentinel).then_some(Side::Sentinel)
+}
+
+/// Why a value goes where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// Only this side changed it.
+    OneSided,
+    /// Both changed it; the policy names this side.
+    PolicyWins,
+    /// Both changed it; this side did so provably later.
+    Later,
+    /// Both changed it and no order can be proved: Defender.
+    Unproved,
+    /// The field goes one way.
+    OneWay,
+    /// The sides meet for the first time and differ.
+    FirstMeeting,
+    /// The incident is new on the other side.
+    NewTwin,
+    /// Sentinel can say a verdict only now that it is closed.
+    Closing,
+    /// An earlier write of ours got no answer: it is settled by writing again.
+    Confirm,
+    /// The incident was merged into another in Defender.
+    Merged,
+}
+
+impl Rule {
+    /// As in the journal and in printed plans.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Rule::OneSided => "only this side changed it",
+            Rule::PolicyWins => "both changed it, the policy decides",
+            Rule::Later => "both changed it, this side later",
+            Rule::Unproved => "both changed it, no order can be proved, Defender wins",
+            Rule::OneWay => "both changed it, the field goes one way",
+            Rule::FirstMeeting => "the sides meet for the first time and differ",
+            Rule::NewTwin => "new in Sentinel",
+            Rule::Closing => "Sentinel can say it now that it is closed",
+            Rule::Confirm => "an earlier write got no answer and is settled by writing again",
+            Rule::Merged => "merged into another incident in Defender",
+        }
+    }
+}
+
+/// One value that is to change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Where.
+    pub side: Side,
+    /// What.
+    pub field: Field,
+    /// What that side says now.
+    pub before: String,
+    /// What it is to say.
+    pub after: String,
+    /// Why.
+    pub rule: Rule,
+}
+
+/// Both sides changed the same field to different values: a result, not an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clash {
+    /// What.
+    pub field: Field,
+    /// Whose value stays.
+    pub winner: Side,
+    /// The winner's value, in its own words.
+    pub kept: String,
+    /// The other side's value, in its own words.
+    pub lost: String,
+    /// Why.
+    pub rule: Rule,
+}
+
+/// What a plan comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Both sides are there.
+    Both,
+    /// The incident has no twin yet.
+    Create,
+    /// There is nothing to do: the incident does not exist, or was merged away before it had a twin.
+    Nothing(&'static str),
+    /// One side had it and has it no more: reported, never repaired by guess.
+    Vanished(Side),
+}
+
+/// The writes that would bring both sides in step, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What it comes to.
+    pub outcome: Outcome,
+    /// Every value that is to change, in field order.
+    pub changes: Vec<Change>,
+    /// Every value that loses.
+    pub clashes: Vec<Clash>,
+    /// Values that moved and cannot be said on the other side.
+    pub unsaid: Vec<(Field, String)>,
+    /// The PUT, if any.
+    pub sentinel: Option<SentinelWrite>,
+    /// The PATCH, if any.
+    pub defender: Option<DefenderPatch>,
+    /// Sentinel is written first, because its write is conditional and a refusal costs nothing; but Defender is where
+    /// the PUT takes back words (a verdict, on reopening) that the PATCH carries over: a crash between the two must
+    /// not lose them.
+    pub defender_first: bool,
+    /// What to announce before writing.
+    pub intents: Vec<Intent>,
+}
+
+impl Plan {
+    fn bare(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            changes: Vec::new(),
+            clashes: Vec::new(),
+            unsaid: Vec::new(),
+            sentinel: None,
+            defender: None,
+            defender_first: false,
+            intents: Vec::new(),
+        }
+    }
+
+    /// Whether anything is to be written.
+    pub fn is_empty(&self) -> bool {
+        self.sentinel.is_none() && self.defender.is_none()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Vanished(side) => {
+                return write!(f, "the incident is gone in {side}: nothing is written");
+            }
+            Outcome::Nothing(why) => return write!(f, "nothing to do: {why}"),
+            Outcome::Create => writeln!(f, "create the twin in Sentinel")?,
+            Outcome::Both if self.is_empty() && self.unsaid.is_empty() && self.clashes.is_empty() => {
+                return write!(f, "in step: nothing to write");
+            }
+            Outcome::Both => {}
+        }
+        for Change { side, field, before, after, rule } in &self.changes {
+            writeln!(f, "{side}: {} {before} -> {after} ({})", field.as_str(), rule.as_str())?;
+        }
+        for Clash { field, winner, kept, lost, rule } in &self.clashes {
+            writeln!(
+                f,
+                "clash: {} {lost} in {} gives way to {kept} in {winner} ({})",
+                field.as_str(),
+                winner.other(),
+                rule.as_str()
+            )?;
+        }
+        for (field, why) in &self.unsaid {
+            writeln!(f, "left alone: {} ({why})", field.as_str())?;
+        }
+        Ok(())
+    }
+}
+
+// ---- planning ----------------------------------------------------------------------------------------------------
+
+/// Decides. Pure: the same snapshot and policy give the same plan.
+pub fn plan(seen: &Snapshot, policy: &Policy) -> Plan {
+    let met = seen.state.known.is_some();
+    match (&seen.defender, &seen.sentinel) {
+        (None, _) if met => Plan::bare(Outcome::Vanished(Side::Defender)),
+        (None, _) => Plan::bare(Outcome::Nothing("Defender has no such incident")),
+        (Some(_), None) if met => Plan::bare(Outcome::Vanished(Side::Sentinel)),
+        (Some(incident), None) if incident.says.status == DefenderStatus::Redirected => {
+            Plan::bare(Outcome::Nothing("it was merged into another incident before it had a twin"))
+        }
+        (Some(incident), None) => create(incident),
+        (Some(defender), Some(sentinel)) => both(seen, defender, sentinel, policy),
+    }
+}
+
+fn create(incident: &DefenderIncident) -> Plan {
+    let says = map::new_twin(incident);
+    let mut plan = Plan::bare(Outcome::Create);
+    let shown = Shown::of(&incident.says, &says);
+    for field in Field::ALL {
+        let after = shown.sentinel(field);
+        if after != NOTHING {
+            let before = NOTHING.to_owned();
+            plan.changes.push(Change { side: Side::Sentinel, field, before, after, rule: Rule::NewTwin });
+        }
+    }
+    plan.intents.push(Intent {
+        side: Side::Sentinel,
+        fields: Field::ALL.to_vec(),
+        names: map::sentinel_tags(&says),
+        at: String::new(),
+        defender: incident.says.clone(),
+        sentinel: says.clone(),
+    });
+    plan.sentinel = Some(SentinelWrite { etag: None, says, first_activity: None, last_activity: None });
+    plan
+}
+
+/// One scalar field's decision: what each side should say, if that is not what it says.
+struct Decision<D, S> {
+    sentinel: Option<S>,
+    defender: Option<D>,
+    rule: Rule,
+}
+
+/// The frame that all scalar fields share.
+struct Cell<'a, D, S> {
+    field: Field,
+    known: Option<Pair<D, S>>,
+    now: Pair<D, S>,
+    same: &'a dyn Fn(&D, &S) -> bool,
+    to_sentinel: &'a dyn Fn(&D) -> Option<S>,
+    to_defender: &'a dyn Fn(&S) -> Option<D>,
+}
+
+struct Planner<'a> {
+    policy: &'a Policy,
+    latest: Option<Side>,
+    merged: bool,
+    shown: Shown,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    /// Judges one field and books its clash or its silence. The caller turns the decision into writes.
+    fn decide<D: Clone + Eq, S: Clone + Eq>(&mut self, cell: Cell<'_, D, S>) -> Decision<D, S> {
+        let Cell { field, known, now, same, to_sentinel, to_defender } = cell;
+        let rule = self.policy.of(field);
+        let flows_to_sentinel = rule.direction.to_sentinel() || self.merged;
+        let flows_to_defender = rule.direction.to_defender() && !self.merged;
+        let judgement = match &known {
+            Some(known) => judge(known, &now, same),
+            None if same(&now.defender, &now.sentinel) => Judgement::Settled,
+            None => Judgement::Clash,
+        };
+        let (winner, why) = match judgement {
+            Judgement::Settled => return Decision { sentinel: None, defender: None, rule: Rule::OneSided },
+            Judgement::DefenderMoved if flows_to_sentinel => (Side::Defender, Rule::OneSided),
+            Judgement::SentinelMoved if flows_to_defender => (Side::Sentinel, Rule::OneSided),
+            Judgement::DefenderMoved | Judgement::SentinelMoved => {
+                return Decision { sentinel: None, defender: None, rule: Rule::OneWay };
+            }
+            Judgement::Clash => match (flows_to_sentinel, flows_to_defender) {
+                (false, false) => return Decision { sentinel: None, defender: None, rule: Rule::OneWay },
+                (true, false) => (Side::Defender, Rule::OneWay),
+                (false, true) => (Side::Sentinel, Rule::OneWay),
+                (true, true) => match (rule.wins, self.latest) {
+                    (Winner::Defender, _) => (Side::Defender, Rule::PolicyWins),
+                    (Winner::Sentinel, _) => (Side::Sentinel, Rule::PolicyWins),
+                    (Winner::Latest, Some(side)) => (side, Rule::Later),
+                    (Winner::Latest, None) => (Side::Defender, Rule::Unproved),
+                },
+            },
+        };
+        let why = match (&known, self.merged) {
+            (_, true) => Rule::Merged,
+            (None, _) => Rule::FirstMeeting,
+            _ => why,
+        };
+        let decision = match winner {
+            Side::Defender => Decision { sentinel: to_sentinel(&now.defender), defender: None, rule: why },
+            Side::Sentinel => Decision { sentinel: None, defender: to_defender(&now.sentinel), rule: why },
+        };
+        if decision.sentinel.is_none() && decision.defender.is_none() {
+            self.plan.unsaid.push((field, format!("{} has no word for it", winner.other())));
+        } else if judgement == Judgement::Clash {
+            let (kept, lost) = match winner {
+                Side::Defender => (self.shown.defender(field), self.shown.sentinel(field)),
+                Side::Sentinel => (self.shown.sentinel(field), self.shown.defender(field)),
+            };
+            self.plan.clashes.push(Clash { field, winner, kept, lost, rule: why });
+        }
+        decision
+    }
+}
+
+fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelIncident, policy: &Policy) -> Plan {
+    let (d, s) = (&defender.says, &sentinel.says);
+    let mut goal_d = d.clone();
+    let mut goal_s = s.clone();
+    let mut rules: [Option<(Side, Rule)>; 8] = [None; 8];
+    let mut planner = Planner {
+        policy,
+        latest: latest(seen.state.known.as_ref(), defender.updated, sentinel.modified),
+        merged: d.status == DefenderStatus::Redirected,
+        shown: Shown::of(d, s),
+        plan: Plan::bare(Outcome::Both),
+    };
+    let base = |field| Base::of(&seen.state, field, d, s);
+    let web_url = defender.web_url.as_deref();
+
+    // Title.
+    let decision = planner.decide(Cell {
+        field: Field::Title,
+        known: base(Field::Title).map(|d, s| (d.title.clone(), s.title.clone())),
+        now: Pair { defender: d.title.clone(), sentinel: s.title.clone() },
+        same: &|d, s| map::title_to_sentinel(d.as_deref()).is_none_or(|title| title == map::plain(s)),
+        to_sentinel: &|d| map::title_to_sentinel(d.as_deref()),
+        to_defender: &|s| Some(Some(map::plain(s)).filter(|title| !title.is_empty())),
+    });
+    if let Some(title) = decision.sentinel {
+        goal_s.title = title;
+        rules[Field::Title as usize] = Some((Side::Sentinel, decision.rule));
+    }
+    if let Some(Some(title)) = decision.defender {
+        goal_d.title = Some(title);
+        rules[Field::Title as usize] = Some((Side::Defender, decision.rule));
+    }
+
+    // Description, without our own block.
+    let own = |s: &SentinelSays| map::description_without_block(s.description.as_deref());
+    let decision = planner.decide(Cell {
+        field: Field::Description,
+        known: base(Field::Description).map(|d, s| (d.description.clone(), own(s))),
+        now: Pair { defender: d.description.clone(), sentinel: own(s) },
+        same: &|d, s| map::description_that_fits(d.as_deref(), &defender.id, web_url) == *s,
+        to_sentinel: &|d| Some(map::description_that_fits(d.as_deref(), &defender.id, web_url)),
+        to_defender: &|s| map::description_to_defender(s.as_deref()),
+    });
+    if decision.sentinel.is_some() {
+        goal_s.description =
+            Some(map::description_to_sentinel(d.description.as_deref(), &defender.id, web_url));
+        rules[Field::Description as usize] = Some((Side::Sentinel, decision.rule));
+    }
+    if let Some(text) = decision.defender {
+        goal_d.description = text;
+        rules[Field::Description as usize] = Some((Side::Defender, decision.rule));
+    }
+
+    // Severity.
+    let decision = planner.decide(Cell {
+        field: Field::Severity,
+        known: base(Field::Severity).map(|d, s| (d.severity.clone(), s.severity.clone())),
+        now: Pair { defender: d.severity.clone(), sentinel: s.severity.clone() },
+        same: &|d, s| map::severity_to_sentinel(d).as_ref() == Some(s),
+        to_sentinel: &map::severity_to_sentinel,
+        to_defender: &map::severity_to_defender,
+    });
+    if let Some(severity) = decision.sentinel {
+        goal_s.severity = severity;
+        rules[Field::Severity as usize] = Some((Side::Sentinel, decision.rule));
+    }
+    if let Some(severity) = decision.defender {
+        goal_d.severity = severity;
+        rules[Field::Severity as usize] = Some((Side::Defender, decision.rule));
+    }
+
+    // Status.
+    let decision = planner.decide(Cell {
+        field: Field::Status,
+        known: base(Field::Status).map(|d, s| (d.status.clone(), s.status.clone())),
+        now: Pair { defender: d.status.clone(), sentinel: s.status.clone() },
+        same: &|d, s| map::status_same(d, s, policy),
+        to_sentinel: &map::status_to_sentinel,
+        to_defender: &|s| map::status_to_defender(s, policy),
+    });
+    if let Some(status) = decision.sentinel {
+        goal_s.status = status;
+        rules[Field::Status as usize] = Some((Side::Sentinel, decision.rule));
+    }
+    if let Some(status) = decision.defender {
+        goal_d.status = status;
+        rules[Field::Status as usize] = Some((Side::Defender, decision.rule));
+    }
+
+    // Owner.
+    let decision = planner.decide(Cell {
+        field: Field::Owner,
+        known: base(Field::Owner).map(|d, s| (d.owner.clone(), map::owner_key(&s.owner))),
+        now: Pair { defender: d.owner.clone(), sentinel: map::owner_key(&s.owner) },
+        same: &|d, _| map::owner_same(d.as_deref(), &s.owner),
+        to_sentinel: &|d| Some(map::owner_key(&map::owner_to_sentinel(d.as_deref()))),
+        to_defender: &|_| map::owner_to_defender(&s.owner),
+    });
+    if decision.sentinel.is_some() {
+        goal_s.owner = map::owner_to_sentinel(d.owner.as_deref());
+        rules[Field::Owner as usize] = Some((Side::Sentinel, decision.rule));
+    }
+    if let Some(owner) = decision.defender {
+        goal_d.owner = owner;
+        rules[Field::Owner as usize] = Some((Side::Defender, decision.rule));
+    }
+
+    verdict(&mut planner, seen, (d, s), (&mut goal_d, &mut goal_s), &mut rules, defender.redirect.as_deref());
+
+    // Tags.
+    let rule = policy.of(Field::Tags).direction;
+    let (to_sentinel, to_defender) = (rule.to_sentinel(), rule.to_defender() && !planner.merged);
+    let now = Pair { defender: map::defender_tags(d), sentinel: map::sentinel_tags(s) };
+    let known = known_names(&seen.state, &now);
+    let goal = merge_names(known.as_ref(), &now, to_sentinel, to_defender);
+    let why = if known.is_some() { Rule::OneSided } else { Rule::FirstMeeting };
+    if goal.sentinel != now.sentinel {
+        goal_s.labels = map::labels_for_sentinel(&goal.sentinel, &s.labels, d);
+        rules[Field::Tags as usize] = Some((Side::Sentinel, why));
+    }
+    let tags_to_defender = goal.defender != now.defender;
+    if tags_to_defender {
+        goal_d.tags = map::tags_for_defender(&goal.defender, d, s);
+    }
+
+    // Writes, and the reason for each value in them.
+    let after = Shown::of(&goal_d, &goal_s);
+    let Planner { mut plan, shown, .. } = planner;
+    for field in Field::ALL {
+        for side in [Side::Sentinel, Side::Defender] {
+            let (before, after) = (shown.on(side, field), after.on(side, field));
+            if before == after {
+                continue;
+            }
+            let rule = match rules[field as usize] {
+                Some((decided, rule)) if decided == side => rule,
+                _ => why_else(field, why, goal_s.status == SentinelStatus::Closed),
+            };
+            plan.changes.push(Change { side, field, before, after, rule });
+        }
+    }
+    let moves = |same: &dyn Fn(Field) -> bool| Field::ALL.into_iter().filter(|f| !same(*f)).collect();
+    let mut sentinel_fields: Vec<Field> = moves(&|field| same_words_sentinel(field, s, &goal_s));
+    let mut defender_fields: Vec<Field> = moves(&|field| same_words_defender(field, d, &goal_d));
+
+    // An unproved write may still be in flight, or hide behind a read that lags: another write settles it, not a read.
+    // Sentinel refuses a late one once its etag has moved on, so there only one at the version we see is open. Graph
+    // takes anything at any time, so there only a newer version that shows the newest of them is proof.
+    for (index, intent) in seen.state.intents.iter().enumerate() {
+        let fields = match intent.side {
+            Side::Sentinel if intent.at != sentinel.etag => continue,
+            Side::Sentinel => &mut sentinel_fields,
+            Side::Defender => &mut defender_fields,
+        };
+        for &field in &intent.fields {
+            let newer = seen.state.intents[index + 1..]
+                .iter()
+                .any(|later| later.side == intent.side && later.fields.contains(&field));
+            let moved_on = intent.at != format_instant(defender.updated);
+            let shown = moved_on && same_words_defender(field, d, &intent.defender);
+            let proved = intent.side == Side::Defender && (newer || shown);
+            if !proved && !fields.contains(&field) {
+                fields.push(field);
+                let value = after.on(intent.side, field);
+                let (before, after) = (value.clone(), value);
+                plan.changes.push(Change { side: intent.side, field, before, after, rule: Rule::Confirm });
+            }
+        }
+    }
+
+    if !sentinel_fields.is_empty() {
+        make_closed_valid(&mut goal_s);
+    }
+    if !sentinel_fields.is_empty() {
+        plan.intents.push(Intent {
+            side: Side::Sentinel,
+            fields: sentinel_fields,
+            names: map::sentinel_tags(s).symmetric_difference(&goal.sentinel).cloned().collect(),
+            at: sentinel.etag.clone(),
+            defender: goal_d.clone(),
+            sentinel: goal_s.clone(),
+        });
+        plan.sentinel = Some(SentinelWrite {
+            etag: Some(sentinel.etag.clone()),
+            says: goal_s.clone(),
+            first_activity: sentinel.first_activity.clone(),
+            last_activity: sentinel.last_activity.clone(),
+        });
+    }
+    plan.defender_first = s.status == SentinelStatus::Closed
+        && plan.sentinel.as_ref().is_some_and(|w| w.says.status != s.status);
+    if !defender_fields.is_empty() {
+        plan.defender = Some(patch(&goal_d, &defender_fields));
+        plan.intents.push(Intent {
+            side: Side::Defender,
+            fields: defender_fields,
+            names: map::defender_tags(d).symmetric_difference(&goal.defender).cloned().collect(),
+            at: format_instant(defender.updated),
+            defender: goal_d,
+            sentinel: goal_s,
+        });
+    }
+    plan
+}
+
+/// The rule of a change that no scalar decision booked: tags, or a verdict that went along with the status.
+fn why_else(field: Field, tags: Rule, closed: bool) -> Rule {
+    match field {
+        Field::Tags => tags,
+        Field::Verdict | Field::Comment if closed => Rule::Closing,
+        _ => Rule::OneSided,
+    }
+}
+
+/// Classification and comment, which Sentinel can only say while Closed.
+///
+/// Unsaid, or an `Undetermined` that came with closing, never clears a Defender verdict. When the incident comes to be
+/// closed and Sentinel says nothing, it is filled in from Defender.
+fn verdict(
+    planner: &mut Planner<'_>,
+    seen: &Snapshot,
+    (d, s): (&DefenderSays, &SentinelSays),
+    (goal_d, goal_s): (&mut DefenderSays, &mut SentinelSays),
+    rules: &mut [Option<(Side, Rule)>; 8],
+    redirect: Option<&str>,
+) {
+    let closing = goal_s.status == SentinelStatus::Closed;
+    if planner.merged {
+        // The loser's "Closed" is no verdict; it carries a pointer, and what was said before stays.
+        if s.status != SentinelStatus::Closed {
+            goal_s.classification = Some(SentinelClassification::Undetermined);
+            goal_s.reason = None;
+            goal_s.comment = Some(match redirect {
+                Some(id) => format!("Merged in Defender into incident {id}."),
+                None => "Merged in Defender into another incident.".to_owned(),
+            });
+        }
+        return;
+    }
+    let flows_to_sentinel = planner.policy.of(Field::Verdict).direction.to_sentinel();
+    let policy = planner.policy;
+    let d_verdict = (d.classification.clone(), d.determination.clone());
+    let base = Base::of(&seen.state, Field::Verdict, d, s);
+    let s_verdict = said_verdict(s, base.sentinel());
+    match &s_verdict {
+        Some(said) => {
+            let decision = planner.decide(Cell {
+                field: Field::Verdict,
+                known: base
+                    .map(|d, s| ((d.classification.clone(), d.determination.clone()), Some(raw_verdict(s)))),
+                now: Pair { defender: d_verdict.clone(), sentinel: Some(said.clone()) },
+                same: &|d, s| s.as_ref().is_some_and(|s| map::verdict_same(d, s)),
+                to_sentinel: &|d| map::verdict_to_sentinel(d).map(Some),
+                to_defender: &|s| s.as_ref().and_then(|s| map::verdict_to_defender(s, policy)),
+            });
+            if let Some(Some((classification, reason))) = decision.sentinel.filter(|_| closing) {
+                goal_s.classification = Some(classification);
+                goal_s.reason = reason;
+                rules[Field::Verdict as usize] = Some((Side::Sentinel, decision.rule));
+            }
+            if let Some((classification, determination)) = decision.defender {
+                goal_d.classification = classification;
+                goal_d.determination = determination;
+                rules[Field::Verdict as usize] = Some((Side::Defender, decision.rule));
+            }
+        }
+        None if !closing => {}
+        None => {
+            let filled = map::verdict_to_sentinel(&d_verdict).filter(|_| flows_to_sentinel);
+            let now_closing = base.sentinel().is_none_or(|s| s.status != SentinelStatus::Closed);
+            let defender_moved = base.defender().is_none_or(|k| {
+                (&k.classification, &k.determination) != (&d.classification, &d.determination)
+            });
+            if now_closing || defender_moved {
+                let (classification, reason) = filled.unwrap_or((SentinelClassification::Undetermined, None));
+                if s.status != SentinelStatus::Closed
+                    || (d.classification != DefenderClassification::Unknown && flows_to_sentinel)
+                {
+                    goal_s.classification = Some(classification);
+                    goal_s.reason = reason;
+                }
+            }
+        }
+    }
+
+    let base = Base::of(&seen.state, Field::Comment, d, s);
+    let d_comment = map::plain_option(d.resolving_comment.as_deref());
+    let s_comment =
+        if s.status == SentinelStatus::Closed { map::plain_option(s.comment.as_deref()) } else { None };
+    let was_closed = base.sentinel().is_some_and(|s| s.status == SentinelStatus::Closed);
+    let cleared = s_comment.is_none()
+        && s.status == SentinelStatus::Closed
+        && was_closed
+        && base.sentinel().is_some_and(|s| map::plain_option(s.comment.as_deref()).is_some());
+    if s_comment.is_some() || cleared {
+        let closed_comment = |s: &SentinelSays| match s.status {
+            SentinelStatus::Closed => map::plain_option(s.comment.as_deref()),
+            _ => None,
+        };
+        let decision = planner.decide(Cell {
+            field: Field::Comment,
+            known: base.map(|d, s| (map::plain_option(d.resolving_comment.as_deref()), closed_comment(s))),
+            now: Pair { defender: d_comment, sentinel: s_comment },
+            same: &|d, s| d == s,
+            to_sentinel: &|d| Some(d.clone()),
+            to_defender: &|s| Some(s.clone()),
+        });
+        if let Some(comment) = decision.sentinel.filter(|_| closing) {
+            goal_s.comment = comment;
+            rules[Field::Comment as usize] = Some((Side::Sentinel, decision.rule));
+        }
+        if let Some(comment) = decision.defender {
+            goal_d.resolving_comment = comment;
+            rules[Field::Comment as usize] = Some((Side::Defender, decision.rule));
+        }
+    } else if flows_to_sentinel && closing {
+        let defender_moved =
+            base.defender().is_none_or(|k| map::plain_option(k.resolving_comment.as_deref()) != d_comment);
+        if !was_closed || defender_moved {
+            goal_s.comment = d_comment;
+        }
+    }
+    if !closing && s.status == SentinelStatus::Closed {
+        // Reopened by Defender. What Sentinel said has been merged above; while open it says nothing.
+        goal_s.classification = None;
+        goal_s.reason = None;
+        goal_s.comment = None;
+    }
+}
+
+fn raw_verdict(s: &SentinelSays) -> map::SentinelVerdict {
+    match (&s.status, &s.classification) {
+        (SentinelStatus::Closed, Some(classification)) => (classification.clone(), s.reason.clone()),
+        _ => (SentinelClassification::Undetermined, None),
+    }
+}
+
+/// Sentinel's verdict, if it says one. `Undetermined` counts only where a closed incident said something else before.
+fn said_verdict(s: &SentinelSays, known: Option<&SentinelSays>) -> Option<map::SentinelVerdict> {
+    if s.status != SentinelStatus::Closed {
+        return None;
+    }
+    let verdict = (s.classification.clone()?, s.reason.clone());
+    if verdict.0 != SentinelClassification::Undetermined {
+        return Some(verdict);
+    }
+    let said_before = known.is_some_and(|known| {
+        known.status == SentinelStatus::Closed
+            && known.classification.as_ref().is_some_and(|c| *c != SentinelClassification::Undetermined)
+    });
+    said_before.then_some(verdict)
+}
+
+/// A closed incident always goes out with a valid pair: a service in a strict mood refuses anything else.
+fn make_closed_valid(says: &mut SentinelSays) {
+    if says.status != SentinelStatus::Closed {
+        return;
+    }
+    let classification = says.classification.get_or_insert(SentinelClassification::Undetermined).clone();
+    if !map::valid_pair(&classification, says.reason.as_ref()) {
+        says.reason = map::default_reason(&classification);
+    }
+}
+
+/// Who moved later, if that can be proved: both modified times exceed the agreed ones, and lie far enough apart.
+fn latest(known: Option<&Known>, defender: OffsetDateTime, sentinel: OffsetDateTime) -> Option<Side> {
+    let known = known?;
+    let both_newer = defender > known.defender_updated && sentinel > known.sentinel_modified;
+    match defender - sentinel {
+        _ if !both_newer => None,
+        gap if gap.abs() <= LATEST_MARGIN => None,
+        gap if gap.is_negative() => Some(Side::Sentinel),
+        _ => Some(Side::Defender),
+    }
+}
+
+/// What both sides last agreed on for one field: the stored agreement, or the newest unproved write that `now` proves
+/// to have landed, because its side shows exactly what it would have put there.
+enum Base<'a> {
+    None,
+    Known(&'a DefenderSays, &'a SentinelSays),
+}
+
+impl<'a> Base<'a> {
+    fn of(state: &'a LinkState, field: Field, d: &DefenderSays, s: &SentinelSays) -> Self {
+        let mut base = match &state.known {
+            Some(known) => Base::Known(&known.defender, &known.sentinel),
+            None => Base::None,
+        };
+        for intent in state.intents.iter().filter(|intent| intent.fields.contains(&field)) {
+            let shows = match intent.side {
+                Side::Defender => same_words_defender(field, d, &intent.defender),
+                Side::Sentinel => same_words_sentinel(field, s, &intent.sentinel),
+            };
+            let differs = match (&base, intent.side) {
+                (Base::None, _) => true,
+                (Base::Known(known, _), Side::Defender) => !same_words_defender(field, d, known),
+                (Base::Known(_, known), Side::Sentinel) => !same_words_sentinel(field, s, known),
+            };
+            if shows && differs {
+                base = Base::Known(&intent.defender, &intent.sentinel);
+            }
+        }
+        base
+    }
+
+    fn map<D, S>(self, view: impl Fn(&DefenderSays, &SentinelSays) -> (D, S)) -> Option<Pair<D, S>> {
+        match self {
+            Base::None => None,
+            Base::Known(d, s) => {
+                let (defender, sentinel) = view(d, s);
+                Some(Pair { defender, sentinel })
+            }
+        }
+    }
+
+    fn sentinel(&self) -> Option<&'a SentinelSays> {
+        match self {
+            Base::None => None,
+            Base::Known(_, s) => Some(s),
+        }
+    }
+
+    fn defender(&self) -> Option<&'a DefenderSays> {
+        match self {
+            Base::None => None,
+            Base::Known(d, _) => Some(d),
+        }
+    }
+}
+
+/// The same proof for tags, member by member: a set that somebody added to meanwhile still proves the rest.
+fn known_names(state: &LinkState, now: &Pair<Names, Names>) -> Option<Pair<Names, Names>> {
+    let view = |d: &DefenderSays, s: &SentinelSays| Pair {
+        defender: map::defender_tags(d),
+        sentinel: map::sentinel_tags(s),
+    };
+    let mut known = state.known.as_ref().map(|known| view(&known.defender, &known.sentinel));
+    for intent in state.intents.iter().filter(|intent| intent.fields.contains(&Field::Tags)) {
+        let then = view(&intent.defender, &intent.sentinel);
+        let Some(base) = &mut known else {
+            // A twin that we were creating: it shows our tags, or it was never written.
+            if then.sentinel.is_subset(&now.sentinel) {
+                known = Some(then);
+            }
+            continue;
+        };
+        for name in &intent.names {
+            let (shown, meant, agreed) = match intent.side {
+                Side::Defender => {
+                    (now.defender.contains(name), then.defender.contains(name), base.defender.contains(name))
+                }
+                Side::Sentinel => {
+                    (now.sentinel.contains(name), then.sentinel.contains(name), base.sentinel.contains(name))
+                }
+            };
+            if shown == meant && shown != agreed {
+                put(&mut base.defender, name, then.defender.contains(name));
+                put(&mut base.sentinel, name, then.sentinel.contains(name));
+            }
+        }
+    }
+    known
+}
+
+fn put(names: &mut Names, name: &str, present: bool) {
+    if present {
+        names.insert(name.to_owned());
+    } else {
+        names.remove(name);
+    }
+}
+
+/// Whether two Defender states say the same in one field, in Defender's own words.
+fn same_words_defender(field: Field, a: &DefenderSays, b: &DefenderSays) -> bool {
+    match field {
+        Field::Title => a.title == b.title,
+        Field::Description => a.description == b.description,
+        Field::Severity => a.severity == b.severity,
+        Field::Status => a.status == b.status,
+        Field::Owner => a.owner == b.owner,
+        Field::Verdict => a.classification == b.classification && a.determination == b.determination,
+        Field::Comment => {
+            map::plain_option(a.resolving_comment.as_deref())
+                == map::plain_option(b.resolving_comment.as_deref())
+        }
+        Field::Tags => map::defender_tags(a) == map::defender_tags(b),
+    }
+}
+
+/// Whether two Sentinel states say the same in one field, in Sentinel's own words.
+fn same_words_sentinel(field: Field, a: &SentinelSays, b: &SentinelSays) -> bool {
+    match field {
+        Field::Title => map::plain(&a.title) == map::plain(&b.title),
+        Field::Description => {
+            map::description_without_block(a.description.as_deref())
+                == map::description_without_block(b.description.as_deref())
+        }
+        Field::Severity => a.severity == b.severity,
+        Field::Status => a.status == b.status,
+        Field::Owner => map::owner_key(&a.owner) == map::owner_key(&b.owner),
+        // An open incident says nothing; a closed one may say that nothing was determined. That is not the same.
+        Field::Verdict => closed(a) == closed(b) && raw_verdict(a) == raw_verdict(b),
+        Field::Comment => {
+            closed(a) == closed(b)
+                && map::plain_option(a.comment.as_deref()) == map::plain_option(b.comment.as_deref())
+        }
+        Field::Tags => map::sentinel_tags(a) == map::sentinel_tags(b),
+    }
+}
+
+fn closed(says: &SentinelSays) -> bool {
+    says.status == SentinelStatus::Closed
+}
+
+/// Only the members that change.
+fn patch(goal: &DefenderSays, fields: &[Field]) -> DefenderPatch {
+    let mut patch = DefenderPatch::default();
+    for field in fields {
+        match field {
+            Field::Title => patch.title = goal.title.clone(),
+            Field::Description => patch.description = Some(goal.description.clone()),
+            Field::Severity => patch.severity = Some(goal.severity.clone()),
+            Field::Status => patch.status = Some(goal.status.clone()),
+            Field::Owner => patch.owner = Some(goal.owner.clone()),
+            Field::Verdict => patch.verdict = Some((goal.classification.clone(), goal.determination.clone())),
+            Field::Comment => patch.resolving_comment = Some(goal.resolving_comment.clone()),
+            Field::Tags => patch.tags = Some(goal.tags.clone()),
+        }
+    }
+    patch
+}
+
+// ---- agreeing ----------------------------------------------------------------------------------------------------
+
+/// What the carried-out writes answered. `None`: not written, or not answered.
+#[derive(Clone, Debug, Default)]
+pub struct Landed {
+    /// Sentinel's answer to the PUT.
+    pub sentinel: Option<SentinelIncident>,
+    /// Graph's answer to the PATCH.
+    pub defender: Option<DefenderIncident>,
+}
+
+/// What to remember after all writes of a plan have landed, and whether the answers show that somebody else moved
+/// something meanwhile, so that the link needs another look.
+///
+/// The *answer* for the members we wrote, the *read* for all others: then a change that slipped in between the read and
+/// the answer is seen as that side's move the next time.
+pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState, bool)> {
+    let defender = seen.defender.as_ref()?;
+    let written = |side| plan.intents.iter().find(|intent| intent.side == side);
+    let mut again = false;
+
+    let mut d_says = defender.says.clone();
+    let mut d_updated = defender.updated;
+    if let Some(intent) = written(Side::Defender) {
+        let answer = landed.defender.as_ref()?;
+        d_updated = answer.updated;
+        for field in Field::ALL {
+            if intent.fields.contains(&field) {
+                if same_words_defender(field, &answer.says, &intent.defender) {
+                    copy_defender(field, &answer.says, &mut d_says);
+                } else {
+                    // Somebody wrote it in the same instant: keep what we meant, so that it shows as their move.
+                    copy_defender(field, &intent.defender, &mut d_says);
+                    again = true;
+                }
+            } else {
+                again |= !same_words_defender(field, &answer.says, &defender.says);
+            }
+        }
+    }
+
+    let (s_says, s_modified, s_etag) = match (&seen.sentinel, written(Side::Sentinel)) {
+        (None, _) => {
+            let answer = landed.sentinel.as_ref()?;
+            (answer.says.clone(), answer.modified, answer.etag.clone())
+        }
+        (Some(sentinel), None) => (sentinel.says.clone(), sentinel.modified, sentinel.etag.clone()),
+        (Some(sentinel), Some(intent)) => {
+            let answer = landed.sentinel.as_ref()?;
+            let mut says = sentinel.says.clone();
+            for field in Field::ALL {
+                if intent.fields.contains(&field) {
+                    copy_sentinel(field, &answer.says, &mut says);
+                } else {
+                    again |= !same_words_sentinel(field, &answer.says, &sentinel.says);
+                }
+            }
+            (says, answer.modified, answer.etag.clone())
+        }
+    };
+    let (acted_defender, acted_sentinel) = (Some(d_updated), Some(s_modified));
+    let known = Known {
+        defender: d_says,
+        sentinel: s_says,
+        defender_updated: d_updated,
+        sentinel_modified: s_modified,
+        sentinel_etag: s_etag,
+    };
+    Some((LinkState { known: Some(known), intents: Vec::new(), acted_defender, acted_sentinel }, again))
+}
+
+/// The state to store before writing: what was unproved stays on record beside its successors.
+pub fn announce(seen: &Snapshot, plan: &Plan) -> LinkState {
+    let mut next = seen.state.clone();
+    next.acted_defender = next.acted_defender.max(seen.defender.as_ref().map(|d| d.updated));
+    next.acted_sentinel = next.acted_sentinel.max(seen.sentinel.as_ref().map(|s| s.modified));
+    for intent in &plan.intents {
+        if !next.intents.contains(intent) {
+            next.intents.push(intent.clone());
+        }
+    }
+    for side in [Side::Defender, Side::Sentinel] {
+        while next.intents.iter().filter(|intent| intent.side == side).count() > MOST_INTENTS {
+            let oldest = next.intents.iter().position(|intent| intent.side == side);
+            oldest.map(|at| next.intents.remove(at));
+        }
+    }
+    next
+}
+
+/// The state to store when one side refused its write for certain: that announcement is taken back, unless an equal
+/// one was unproved before.
+pub fn take_back(before: &LinkState, announced: &LinkState, plan: &Plan, side: Side) -> LinkState {
+    let refused: Vec<&Intent> = plan.intents.iter().filter(|intent| intent.side == side).collect();
+    LinkState {
+        intents: announced
+            .intents
+            .iter()
+            .filter(|intent| before.intents.contains(intent) || !refused.contains(intent))
+            .cloned()
+            .collect(),
+        ..announced.clone()
+    }
+}
+
+fn copy_defender(field: Field, from: &DefenderSays, to: &mut DefenderSays) {
+    match field {
+        Field::Title => to.title.clone_from(&from.title),
+        Field::Description => to.description.clone_from(&from.description),
+        Field::Severity => to.severity.clone_from(&from.severity),
+        Field::Status => to.status.clone_from(&from.status),
+        Field::Owner => to.owner.clone_from(&from.owner),
+        Field::Verdict => {
+            to.classification.clone_from(&from.classification);
+            to.determination.clone_from(&from.determination);
+        }
+        Field::Comment => to.resolving_comment.clone_from(&from.resolving_comment),
+        Field::Tags => to.tags.clone_from(&from.tags),
+    }
+}
+
+fn copy_sentinel(field: Field, from: &SentinelSays, to: &mut SentinelSays) {
+    match field {
+        Field::Title => to.title.clone_from(&from.title),
+        Field::Description => to.description.clone_from(&from.description),
+        Field::Severity => to.severity.clone_from(&from.severity),
+        Field::Status => to.status.clone_from(&from.status),
+        Field::Owner => to.owner.clone_from(&from.owner),
+        Field::Verdict => {
+            to.classification.clone_from(&from.classification);
+            to.reason.clone_from(&from.reason);
+        }
+        Field::Comment => to.comment.clone_from(&from.comment),
+        Field::Tags => to.labels.clone_from(&from.labels),
+    }
+}
+
+/// An instant as a version: RFC 3339 with all its digits.
+pub fn format_instant(at: OffsetDateTime) -> String {
+    at.to_offset(time::UtcOffset::UTC)
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_else(|_| at.unix_timestamp_nanos().to_string())
+}
+
+/// Reads what [`format_instant`] wrote, or what a service sent.
+pub fn parse_instant(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()
+}
+
+// ---- showing -----------------------------------------------------------------------------------------------------
+
+const NOTHING: &str = "nothing";
+
+/// Every field of both sides as a person reads it.
+struct Shown {
+    defender: [String; 8],
+    sentinel: [String; 8],
+}
+
+impl Shown {
+    fn of(d: &DefenderSays, s: &SentinelSays) -> Self {
+        let closed = s.status == SentinelStatus::Closed;
+        let person = [&s.owner.upn, &s.owner.email, &s.owner.name, &s.owner.object_id];
+        let owner = person.into_iter().find_map(|m| map::plain_option(m.as_deref()));
+        Self {
+            defender: Field::ALL.map(|field| match field {
+                Field::Title => quoted(d.title.as_deref()),
+                Field::Description => quoted(d.description.as_deref()),
+                Field::Severity => d.severity.to_string(),
+                Field::Status => d.status.to_string(),
+                Field::Owner => d.owner.clone().unwrap_or_else(|| NOTHING.to_owned()),
+                Field::Verdict => format!("{}/{}", d.classification, d.determination),
+                Field::Comment => quoted(d.resolving_comment.as_deref()),
+                Field::Tags => listed(&d.tags),
+            }),
+            sentinel: Field::ALL.map(|field| match field {
+                Field::Title => quoted(Some(&s.title)),
+                Field::Description => quoted(s.description.as_deref()),
+                Field::Severity => s.severity.to_string(),
+                Field::Status => s.status.to_string(),
+                Field::Owner => owner.clone().unwrap_or_else(|| NOTHING.to_owned()),
+                Field::Verdict => match (&s.classification, &s.reason) {
+                    (Some(class), Some(reason)) if closed => format!("{class}/{reason}"),
+                    (Some(class), None) if closed => class.to_string(),
+                    _ => NOTHING.to_owned(),
+                },
+                Field::Comment => quoted(s.comment.as_deref().filter(|_| closed)),
+                Field::Tags => {
+                    let tags: Vec<String> =
+                        s.labels.iter().filter(|label| !label.auto).map(|label| label.name.clone()).collect();
+                    listed(&tags)
+                }
+            }),
+        }
+    }
+
+    fn on(&self, side: Side, field: Field) -> String {
+        match side {
+            Side::Defender => self.defender(field),
+            Side::Sentinel => self.sentinel(field),
+        }
+    }
+
+    fn defender(&self, field: Field) -> String {
+        self.defender[field as usize].clone()
+    }
+
+    fn sentinel(&self, field: Field) -> String {
+        self.sentinel[field as usize].clone()
+    }
+}
+
+fn quoted(text: Option<&str>) -> String {
+    match map::plain_option(text) {
+        None => NOTHING.to_owned(),
+        Some(text) => format!("{text:?}"),
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { NOTHING.to_owned() } else { format!("[{}]", names.join(", ")) }
+}

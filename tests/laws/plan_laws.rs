@@ -1,0 +1,330 @@
+//! Laws of the planner. Each is tried on every pair of starting states and every pair of later states.
+
+use lockstep::domain::mapping as map;
+use lockstep::domain::model::*;
+use lockstep::domain::plan::{Outcome, Plan, plan};
+use lockstep::domain::policy::{Direction, Field, FieldPolicy, Policy, Winner};
+
+use crate::worlds::*;
+
+fn both_ways() -> Policy {
+    let mut policy = Policy::default();
+    for field in [Field::Title, Field::Description] {
+        policy.set(field, FieldPolicy { direction: Direction::Both, wins: Winner::Latest });
+    }
+    policy
+}
+
+fn policies() -> Vec<Policy> {
+    let mut list = vec![Policy::default(), both_ways()];
+    for direction in [Direction::Both, Direction::ToSentinel, Direction::ToDefender, Direction::Off] {
+        for wins in [Winner::Defender, Winner::Sentinel] {
+            let mut policy = Policy::default();
+            for field in Field::ALL.into_iter().filter(|f| *f != Field::Comment) {
+                policy.set(field, FieldPolicy { direction, wins });
+            }
+            list.push(policy);
+        }
+    }
+    let mut shy = both_ways();
+    shy.in_progress_writable = false;
+    list.push(shy);
+    list
+}
+
+/// Runs `law` on every world: both sides met in one state and agreed, then each side went to another state.
+fn every_world(step: usize, mut law: impl FnMut(World, &Policy)) {
+    for policy in policies() {
+        let groups = [(defender_cases(), sentinel_cases()), (defender_scalars(), sentinel_scalars())];
+        for (defenders, sentinels) in &groups {
+            for (i, first_d) in defenders.iter().enumerate() {
+                for (j, first_s) in sentinels.iter().enumerate() {
+                    let mut met = World::new(first_d.clone(), Some(first_s.clone()));
+                    met.settle(&policy);
+                    for (k, d) in defenders.iter().enumerate() {
+                        for (l, s) in sentinels.iter().enumerate() {
+                            if (i + 3 * j + 5 * k + 7 * l) % step == 0 {
+                                let mut world = met.clone();
+                                // Half of the worlds see Defender move first, so that `latest` decides both ways.
+                                if (k + l) % 2 == 0 {
+                                    world.edit_defender(d.clone());
+                                    world.put(s.clone());
+                                } else {
+                                    world.put(s.clone());
+                                    world.edit_defender(d.clone());
+                                }
+                                law(world, &policy);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Same words on both sides, but for versions.
+fn words(world: &World) -> (DefenderSays, Option<SentinelSays>) {
+    (world.defender.says.clone(), world.sentinel.as_ref().map(|incident| incident.says.clone()))
+}
+
+#[test]
+fn planning_twice_plans_nothing() {
+    every_world(19, |mut world, policy| {
+        let first = world.plan(policy);
+        world.carry_out(&first, 4);
+        let second = world.plan(policy);
+        assert!(second.is_empty(), "after\n{first}\nit still wants\n{second}");
+        assert!(second.clashes.is_empty(), "a settled world has no clash: {second}");
+    });
+}
+
+#[test]
+fn a_crash_after_any_step_ends_in_the_same_place() {
+    every_world(29, |world, policy| {
+        let first = world.plan(policy);
+        let mut smooth = world.clone();
+        smooth.carry_out(&first, 4);
+        for steps in 0..4 {
+            let mut crashed = world.clone();
+            crashed.carry_out(&first, steps);
+            crashed.settle(policy);
+            assert_eq!(words(&crashed), words(&smooth), "crash after {steps} steps of\n{first}");
+        }
+    });
+}
+
+#[test]
+fn a_one_sided_edit_is_copied_and_is_never_a_clash() {
+    let policy = both_ways();
+    for (defenders, sentinels) in
+        [(defender_cases(), sentinel_cases()), (defender_scalars(), sentinel_scalars())]
+    {
+        for first_d in &defenders {
+            for first_s in &sentinels {
+                let mut met = World::new(first_d.clone(), Some(first_s.clone()));
+                met.settle(&policy);
+                for d in &defenders {
+                    let mut world = met.clone();
+                    world.edit_defender(d.clone());
+                    let plan = world.plan(&policy);
+                    assert!(plan.clashes.is_empty(), "{plan}");
+                    assert!(plan.defender.is_none(), "our own edit bounced back: {plan}");
+                    world.carry_out(&plan, 4);
+                    assert_in_step(&world, &policy, &plan);
+                }
+                for s in &sentinels {
+                    let mut world = met.clone();
+                    world.put(s.clone());
+                    let plan = world.plan(&policy);
+                    assert!(plan.clashes.is_empty(), "{plan}");
+                    world.carry_out(&plan, 4);
+                    assert_in_step(&world, &policy, &plan);
+                    let now = &world.sentinel.as_ref().expect("there").says;
+                    assert_eq!(now.title, s.title, "the edited side keeps its own words");
+                    assert_eq!(now.severity, s.severity);
+                    assert_eq!(now.status, s.status);
+                    assert_eq!(now.owner, s.owner);
+                }
+            }
+        }
+    }
+}
+
+fn assert_in_step(world: &World, policy: &Policy, plan: &Plan) {
+    let d = &world.defender.says;
+    let s = &world.sentinel.as_ref().expect("there").says;
+    assert_eq!(d.title.as_deref(), Some(s.title.as_str()), "{plan}");
+    assert_eq!(d.description, map::description_without_block(s.description.as_deref()), "{plan}");
+    assert_eq!(map::severity_to_sentinel(&d.severity).as_ref(), Some(&s.severity), "{plan}");
+    assert!(map::status_same(&d.status, &s.status, policy), "{plan}");
+    assert!(map::owner_same(d.owner.as_deref(), &s.owner), "{plan}");
+    assert_eq!(map::defender_tags(d), map::sentinel_tags(s), "{plan}");
+    if s.status == SentinelStatus::Closed {
+        let verdict = (d.classification.clone(), d.determination.clone());
+        let said = (s.classification.clone().expect("closed"), s.reason.clone());
+        assert!(map::verdict_same(&verdict, &said), "{verdict:?} against {said:?} after\n{plan}");
+        assert!(map::valid_pair(&said.0, said.1.as_ref()), "{said:?} is no pair");
+    }
+}
+
+#[test]
+fn a_value_that_moved_and_is_overwritten_is_reported_as_a_clash() {
+    every_world(13, |world, policy| {
+        let known = world.state.known.clone().expect("they met");
+        let plan = world.plan(policy);
+        for change in &plan.changes {
+            let (d, s) = (&world.defender.says, &world.sentinel.as_ref().expect("there").says);
+            let moved = match (change.side, change.field) {
+                (Side::Sentinel, Field::Title) => s.title != known.sentinel.title,
+                (Side::Defender, Field::Title) => d.title != known.defender.title,
+                (Side::Sentinel, Field::Severity) => s.severity != known.sentinel.severity,
+                (Side::Defender, Field::Severity) => d.severity != known.defender.severity,
+                (Side::Sentinel, Field::Status) => s.status != known.sentinel.status,
+                (Side::Defender, Field::Status) => d.status != known.defender.status,
+                (Side::Sentinel, Field::Owner) => {
+                    map::owner_key(&s.owner) != map::owner_key(&known.sentinel.owner)
+                }
+                (Side::Defender, Field::Owner) => d.owner != known.defender.owner,
+                (Side::Sentinel, Field::Description) => {
+                    map::description_without_block(s.description.as_deref())
+                        != map::description_without_block(known.sentinel.description.as_deref())
+                }
+                (Side::Defender, Field::Description) => d.description != known.defender.description,
+                (Side::Defender, Field::Verdict) => {
+                    (&d.classification, &d.determination)
+                        != (&known.defender.classification, &known.defender.determination)
+                }
+                (Side::Defender, Field::Comment) => d.resolving_comment != known.defender.resolving_comment,
+                // While it stays closed, Sentinel's verdict and comment are values like any other. A comment that was
+                // never there, and an Undetermined that came with closing, say nothing that could be lost.
+                (Side::Sentinel, Field::Verdict) => {
+                    s.classification != known.sentinel.classification
+                        && s.classification != Some(SentinelClassification::Undetermined)
+                }
+                (Side::Sentinel, Field::Comment) => {
+                    s.comment.is_some() && s.comment != known.sentinel.comment
+                }
+                (_, Field::Tags) => false, // member by member: see the law of the sets
+            };
+            let reopened = plan.sentinel.as_ref().is_some_and(|w| w.says.status != SentinelStatus::Closed);
+            let carried = plan.defender.as_ref().is_some_and(|p| match change.field {
+                Field::Verdict => p.verdict.is_some(),
+                Field::Comment => p.resolving_comment.is_some(),
+                _ => false,
+            }) || (change.field == Field::Verdict
+                && s.classification.clone().is_some_and(|c| {
+                    map::verdict_same(
+                        &(d.classification.clone(), d.determination.clone()),
+                        &(c, s.reason.clone()),
+                    )
+                }))
+                || (change.field == Field::Comment && d.resolving_comment == s.comment);
+            let one_way = !policy.of(change.field).direction.to_defender()
+                || !policy.of(change.field).direction.to_sentinel();
+            if moved && !(reopened && (carried || one_way) && change.side == Side::Sentinel) {
+                let reported = plan
+                    .clashes
+                    .iter()
+                    .any(|clash| clash.field == change.field && clash.winner == change.side.other());
+                assert!(reported, "{:?} of {} was overwritten silently:\n{plan}", change.field, change.side);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_new_twin_says_all_that_it_can_and_then_rests() {
+    let policy = both_ways();
+    for d in defender_cases().into_iter().chain(defender_scalars()) {
+        let mut world = World::new(d, None);
+        let plan = world.plan(&policy);
+        assert_eq!(plan.outcome, Outcome::Create);
+        world.carry_out(&plan, 4);
+        assert_in_step(&world, &policy, &plan);
+        let next = world.plan(&policy);
+        assert!(next.is_empty(), "{next}");
+    }
+}
+
+#[test]
+fn a_twin_whose_creation_was_never_answered_is_recognised() {
+    let policy = both_ways();
+    for d in defender_cases() {
+        for later in defender_cases() {
+            let mut world = World::new(d.clone(), None);
+            let plan = world.plan(&policy);
+            world.carry_out(&plan, 2); // the twin is there, nobody told us
+            world.edit_defender(later.clone());
+            let plan = world.plan(&policy);
+            assert_eq!(plan.outcome, Outcome::Both);
+            assert!(plan.clashes.is_empty(), "our own twin was taken for somebody's edit:\n{plan}");
+            assert!(plan.defender.is_none(), "{plan}");
+            world.carry_out(&plan, 4);
+            assert_in_step(&world, &policy, &plan);
+        }
+    }
+}
+
+#[test]
+fn what_vanished_is_never_recreated() {
+    let policy = both_ways();
+    let mut world = World::new(defender_says(), Some(sentinel_says()));
+    world.settle(&policy);
+    let mut gone = world.seen();
+    gone.sentinel = None;
+    assert_eq!(plan(&gone, &policy).outcome, Outcome::Vanished(Side::Sentinel));
+    assert!(plan(&gone, &policy).is_empty());
+    let mut gone = world.seen();
+    gone.defender = None;
+    assert_eq!(plan(&gone, &policy).outcome, Outcome::Vanished(Side::Defender));
+    assert!(plan(&gone, &policy).is_empty());
+}
+
+#[test]
+fn a_merged_incident_closes_its_twin_without_a_verdict_and_takes_nothing_back() {
+    let policy = both_ways();
+    for s in sentinel_cases() {
+        let mut world = World::new(defender_says(), Some(sentinel_says()));
+        world.settle(&policy);
+        world.put(s.clone());
+        world.edit_defender(DefenderSays { status: DefenderStatus::Redirected, ..defender_says() });
+        world.defender.redirect = Some("12".into());
+        let plan = world.plan(&policy);
+        assert!(plan.defender.is_none(), "{plan}");
+        world.carry_out(&plan, 4);
+        let now = &world.sentinel.as_ref().expect("there").says;
+        assert_eq!(now.status, SentinelStatus::Closed);
+        if s.status != SentinelStatus::Closed {
+            assert_eq!(now.classification, Some(SentinelClassification::Undetermined));
+            assert_eq!(now.comment.as_deref(), Some("Merged in Defender into incident 12."));
+        }
+        assert!(world.plan(&policy).is_empty());
+    }
+    let mut never_met =
+        World::new(DefenderSays { status: DefenderStatus::Redirected, ..defender_says() }, None);
+    never_met.defender.redirect = Some("12".into());
+    assert!(matches!(never_met.plan(&policy).outcome, Outcome::Nothing(_)));
+}
+
+#[test]
+fn undetermined_that_came_with_closing_never_clears_a_verdict() {
+    let policy = both_ways();
+    let verdict = (DefenderClassification::TruePositive, DefenderDetermination::Malware);
+    let mut world = World::new(
+        DefenderSays {
+            classification: verdict.0.clone(),
+            determination: verdict.1.clone(),
+            ..defender_says()
+        },
+        Some(sentinel_says()),
+    );
+    world.settle(&policy);
+    world.put(SentinelSays {
+        status: SentinelStatus::Closed,
+        classification: Some(SentinelClassification::Undetermined),
+        ..world.sentinel.clone().expect("there").says
+    });
+    world.settle(&policy);
+    assert_eq!(world.defender.says.status, DefenderStatus::Resolved);
+    assert_eq!(world.defender.says.classification, verdict.0);
+    assert_eq!(world.defender.says.determination, verdict.1, "the finer word stays");
+    let twin = world.sentinel.clone().expect("there").says;
+    assert_eq!(twin.classification, Some(SentinelClassification::TruePositive), "and Sentinel learns it");
+}
+
+#[test]
+fn clearing_a_verdict_on_a_closed_incident_is_an_edit() {
+    let policy = both_ways();
+    let mut world = World::new(defender_cases()[14].clone(), Some(sentinel_says()));
+    assert_eq!(world.defender.says.status, DefenderStatus::Resolved);
+    assert_eq!(world.defender.says.classification, DefenderClassification::TruePositive);
+    world.settle(&policy);
+    let mut says = world.sentinel.clone().expect("there").says;
+    assert_eq!(says.classification, Some(SentinelClassification::TruePositive));
+    says.classification = Some(SentinelClassification::Undetermined);
+    says.reason = None;
+    world.put(says);
+    world.settle(&policy);
+    assert_eq!(world.defender.says.classification, DefenderClassification::Unknown);
+}
