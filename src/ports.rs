@@ -366,3 +366,22 @@ pub trait Dice: Send + Sync + 'static {
     /// Evenly from 0 (included) to 1 (excluded).
     fn roll(&self) -> f64;
 }
+
+/// Who watches the calls that adapters make: metrics and the readiness page. Must be quick and must not fail.
+pub trait ApiObserver: Send + Sync + 'static {
+    /// A call was answered (`status`) or broke off (`None`).
+    fn called(
+        &self,
+        side: Side,
+        scope: &str,
+        operation: &'static str,
+        status: Option<u16>,
+        took: std::time::Duration,
+    );
+
+    /// The side changed between open and closed: why it is closed and until when, or `None` when it is open again.
+    fn gate(&self, side: Side, scope: &str, closed: Option<(&str, OffsetDateTime)>);
+
+    /// A token was fetched, or could not be: the sentence says why, without secrets.
+    fn token(&self, side: Side, scope: &str, outcome: Result<OffsetDateTime, &str>);
+}
