@@ -3,3 +3,6 @@
 
 pub mod domain;
 pub mod ports;
+
+#[cfg(feature = "emulator")]
+pub mod emulator;

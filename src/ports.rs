@@ -73,6 +73,10 @@ pub struct JobLease {
     pub version: Option<String>,
     /// The sources of the hints since the last settle, distinct, comma separated, at most 200 characters.
     pub sources: String,
+    /// How many hints came in since the last settle.
+    pub hints: i64,
+    /// When this row was last served, if it still rests from it: many hints soon after are one burst, to be waited out.
+    pub served_at: Option<OffsetDateTime>,
     /// How many times this row has failed in a row.
     pub attempts: u32,
     /// When the first of the hints not yet served came in.
@@ -84,8 +88,12 @@ pub struct JobLease {
 /// How a job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// Served up to the lease's `wanted`. The row goes away unless more hints came meanwhile.
-    Done,
+    /// Served up to the lease's `wanted`. The row stays, not due before `rest_until`, so that the hints of a burst
+    /// gather on it instead of starting a job each; a row that wants nothing is forgotten some time after its rest.
+    Done {
+        /// The earliest next lease, should more hints have come or come meanwhile.
+        rest_until: OffsetDateTime,
+    },
     /// To be tried again, not before this instant.
     Again {
         /// The earliest next lease.
