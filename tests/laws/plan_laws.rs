@@ -219,6 +219,53 @@ fn a_value_that_moved_and_is_overwritten_is_reported_as_a_clash() {
 }
 
 #[test]
+fn an_edit_between_our_read_and_the_answer_is_seen_and_copied() {
+    let policy = both_ways();
+    let mut raced = 0;
+    for s in sentinel_scalars() {
+        for d in defender_scalars() {
+            let mut world = World::new(defender_scalars()[0].clone(), Some(sentinel_scalars()[0].clone()));
+            world.settle(&policy);
+            world.put(s.clone());
+            let plan = world.plan(&policy);
+            let Some(patch) = plan.defender.clone() else { continue };
+            // The members that our PATCH does not name: Graph keeps what the other writer put there.
+            let mut edit = world.defender.says.clone();
+            if patch.title.is_none() {
+                edit.title = d.title.clone();
+            }
+            if patch.description.is_none() {
+                edit.description = d.description.clone();
+            }
+            if patch.severity.is_none() {
+                edit.severity = d.severity.clone();
+            }
+            if patch.owner.is_none() {
+                edit.owner = d.owner.clone();
+            }
+            if patch.tags.is_none() {
+                edit.tags = d.tags.clone();
+            }
+            let moved = edit != world.defender.says;
+            raced += u32::from(moved);
+            assert_eq!(world.carry_out_raced(&plan, edit.clone()), moved, "the answer shows it:\n{plan}");
+            let next = world.plan(&policy);
+            assert!(next.clashes.is_empty(), "one writer per member is no clash:\n{next}");
+            assert!(next.defender.is_none(), "the other writer's edit was taken back:\n{next}");
+            world.settle(&policy);
+            assert_in_step(&world, &policy, &next);
+            if patch.severity.is_none() {
+                assert_eq!(world.defender.says.severity, edit.severity);
+            }
+            if patch.owner.is_none() {
+                assert_eq!(world.defender.says.owner, edit.owner);
+            }
+        }
+    }
+    assert!(raced > 200, "only {raced} races");
+}
+
+#[test]
 fn a_new_twin_says_all_that_it_can_and_then_rests() {
     let policy = both_ways();
     for d in defender_cases().into_iter().chain(defender_scalars()) {

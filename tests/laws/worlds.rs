@@ -139,6 +139,20 @@ impl World {
         }
     }
 
+    /// Carries a plan out while somebody edits Defender between our read and our PATCH, which Graph cannot refuse.
+    /// Says whether the answers showed it.
+    pub(crate) fn carry_out_raced(&mut self, plan: &Plan, edit: DefenderSays) -> bool {
+        let seen = self.seen();
+        self.state = plan::announce(&seen, plan);
+        let mut landed = Landed::default();
+        self.write_sentinel(plan, &mut landed);
+        self.edit_defender(edit);
+        self.write_defender(plan, &mut landed);
+        let (state, again) = plan::agree(&seen, plan, &landed).expect("all writes landed");
+        self.state = state;
+        again
+    }
+
     fn write_sentinel(&mut self, plan: &Plan, landed: &mut Landed) {
         if let Some(write) = &plan.sentinel {
             let now = self.sentinel.as_ref().map(|incident| incident.etag.clone());
