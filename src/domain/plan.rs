@@ -257,14 +257,17 @@ impl fmt::Display for Plan {
             Outcome::Both => {}
         }
         for Change { side, field, before, after, rule } in &self.changes {
+            let (before, after) = (short(before), short(after));
             writeln!(f, "{side}: {} {before} -> {after} ({})", field.as_str(), rule.as_str())?;
         }
         for Clash { field, winner, kept, lost, rule } in &self.clashes {
             writeln!(
                 f,
-                "clash: {} {lost} in {} gives way to {kept} in {winner} ({})",
+                "clash: {} {} in {} gives way to {} in {winner} ({})",
                 field.as_str(),
+                short(lost),
                 winner.other(),
+                short(kept),
                 rule.as_str()
             )?;
         }
@@ -1078,6 +1081,8 @@ pub fn parse_instant(text: &str) -> Option<OffsetDateTime> {
 // ---- showing -----------------------------------------------------------------------------------------------------
 
 const NOTHING: &str = "nothing";
+/// How much of a value a printed plan shows, in characters.
+const MOST_SHOWN: usize = 80;
 
 /// Every field of both sides as a person reads it.
 struct Shown {
@@ -1136,6 +1141,16 @@ impl Shown {
     fn sentinel(&self, field: Field) -> String {
         self.sentinel[field as usize].clone()
     }
+}
+
+/// A value as it stands in a printed line; the journal keeps it whole.
+fn short(value: &str) -> String {
+    if value.chars().count() <= MOST_SHOWN {
+        return value.to_owned();
+    }
+    let mut text: String = value.chars().take(MOST_SHOWN - 1).collect();
+    text.push('…');
+    text
 }
 
 fn quoted(text: Option<&str>) -> String {

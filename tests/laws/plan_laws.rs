@@ -366,6 +366,29 @@ fn undetermined_that_came_with_closing_never_clears_a_verdict() {
 }
 
 #[test]
+fn a_crash_between_the_two_writes_of_a_reopening_loses_no_verdict() {
+    let policy = both_ways();
+    let mut met = World::new(defender_cases()[14].clone(), Some(sentinel_says()));
+    met.settle(&policy);
+    let mut says = met.sentinel.clone().expect("there").says;
+    assert_eq!(says.status, SentinelStatus::Closed);
+    says.classification = Some(SentinelClassification::FalsePositive);
+    says.reason = Some(SentinelReason::InaccurateData);
+    says.comment = Some("seen it".into());
+    met.put(says);
+    met.edit_defender(DefenderSays { status: DefenderStatus::Active, ..met.defender.says.clone() });
+    for steps in 0..4 {
+        let mut world = met.clone();
+        let plan = world.plan(&policy);
+        world.carry_out(&plan, steps);
+        world.settle(&policy);
+        assert_eq!(world.sentinel.as_ref().expect("there").says.status, SentinelStatus::New);
+        assert_eq!(world.defender.says.classification, DefenderClassification::FalsePositive, "{steps}");
+        assert_eq!(world.defender.says.resolving_comment.as_deref(), Some("seen it"), "{steps}");
+    }
+}
+
+#[test]
 fn clearing_a_verdict_on_a_closed_incident_is_an_edit() {
     let policy = both_ways();
     let mut world = World::new(defender_cases()[14].clone(), Some(sentinel_says()));
