@@ -1,0 +1,3 @@
+//! The real things behind the ports.
+
+pub mod store;

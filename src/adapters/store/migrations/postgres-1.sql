@@ -1,0 +1,69 @@
+-- One row per incident that may need attention: a set, not a list. `wanted` counts hints, `done` what was served.
+-- side: 0 Defender, 1 Sentinel. Instants are nanoseconds since 1970 in UTC.
+CREATE TABLE jobs (
+    side SMALLINT NOT NULL,
+    scope TEXT COLLATE "C" NOT NULL,
+    native_id TEXT COLLATE "C" NOT NULL,
+    wanted BIGINT NOT NULL,
+    done BIGINT NOT NULL DEFAULT 0,
+    -- The version that the hints since the last lease named: 0 none came, 1 all named `version`, 2 several or none.
+    named SMALLINT NOT NULL,
+    version TEXT,
+    sources TEXT NOT NULL,
+    attempts BIGINT NOT NULL DEFAULT 0,
+    -- The first hint since the last lease, and the first that the present or broken-off lease is to serve.
+    first_hint_at BIGINT,
+    leased_first BIGINT,
+    -- The earliest next lease: the time of the hint, the end of a lease, of a wait or of a rest.
+    ready_at BIGINT NOT NULL,
+    served_at BIGINT,
+    lease_token BYTEA,
+    parked_reason TEXT,
+    parked_at BIGINT,
+    parked_version TEXT,
+    PRIMARY KEY (side, scope, native_id)
+);
+CREATE INDEX jobs_ready ON jobs (side, scope, ready_at) WHERE wanted > done AND parked_reason IS NULL;
+CREATE INDEX jobs_parked ON jobs (parked_at) WHERE parked_reason IS NOT NULL;
+CREATE INDEX jobs_resting ON jobs (ready_at) WHERE wanted = done;
+
+CREATE TABLE deliveries (
+    door TEXT COLLATE "C" NOT NULL,
+    id TEXT COLLATE "C" NOT NULL,
+    keep_until BIGINT NOT NULL,
+    PRIMARY KEY (door, id)
+);
+
+CREATE TABLE fences (
+    name TEXT COLLATE "C" PRIMARY KEY,
+    token BYTEA NOT NULL,
+    held_until BIGINT NOT NULL
+);
+
+CREATE TABLE links (
+    tenant_id TEXT COLLATE "C" NOT NULL,
+    incident_id TEXT COLLATE "C" NOT NULL,
+    workspace TEXT COLLATE "C" NOT NULL,
+    route TEXT COLLATE "C" NOT NULL,
+    sentinel_id TEXT COLLATE "C" NOT NULL,
+    state TEXT NOT NULL,
+    parked TEXT,
+    updated_at BIGINT NOT NULL,
+    PRIMARY KEY (tenant_id, incident_id, workspace)
+);
+CREATE INDEX links_twin ON links (workspace, sentinel_id);
+CREATE INDEX links_route ON links (route);
+
+CREATE TABLE journal (
+    seq BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at BIGINT NOT NULL,
+    tenant_id TEXT COLLATE "C" NOT NULL,
+    incident_id TEXT COLLATE "C" NOT NULL,
+    workspace TEXT COLLATE "C" NOT NULL,
+    kind TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX journal_link ON journal (tenant_id, incident_id, workspace, seq);
+
+CREATE TABLE named_values (name TEXT COLLATE "C" PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE holds (route TEXT COLLATE "C" PRIMARY KEY, since BIGINT NOT NULL, reason TEXT NOT NULL);

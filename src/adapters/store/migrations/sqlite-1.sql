@@ -1,0 +1,69 @@
+-- One row per incident that may need attention: a set, not a list. `wanted` counts hints, `done` what was served.
+-- side: 0 Defender, 1 Sentinel. Instants are nanoseconds since 1970 in UTC.
+CREATE TABLE jobs (
+    side INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    native_id TEXT NOT NULL,
+    wanted INTEGER NOT NULL,
+    done INTEGER NOT NULL DEFAULT 0,
+    -- The version that the hints since the last lease named: 0 none came, 1 all named `version`, 2 several or none.
+    named INTEGER NOT NULL,
+    version TEXT,
+    sources TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    -- The first hint since the last lease, and the first that the present or broken-off lease is to serve.
+    first_hint_at INTEGER,
+    leased_first INTEGER,
+    -- The earliest next lease: the time of the hint, the end of a lease, of a wait or of a rest.
+    ready_at INTEGER NOT NULL,
+    served_at INTEGER,
+    lease_token BLOB,
+    parked_reason TEXT,
+    parked_at INTEGER,
+    parked_version TEXT,
+    PRIMARY KEY (side, scope, native_id)
+) WITHOUT ROWID;
+CREATE INDEX jobs_ready ON jobs (side, scope, ready_at) WHERE wanted > done AND parked_reason IS NULL;
+CREATE INDEX jobs_parked ON jobs (parked_at) WHERE parked_reason IS NOT NULL;
+CREATE INDEX jobs_resting ON jobs (ready_at) WHERE wanted = done;
+
+CREATE TABLE deliveries (
+    door TEXT NOT NULL,
+    id TEXT NOT NULL,
+    keep_until INTEGER NOT NULL,
+    PRIMARY KEY (door, id)
+) WITHOUT ROWID;
+
+CREATE TABLE fences (
+    name TEXT PRIMARY KEY,
+    token BLOB NOT NULL,
+    held_until INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE links (
+    tenant_id TEXT NOT NULL,
+    incident_id TEXT NOT NULL,
+    workspace TEXT NOT NULL,
+    route TEXT NOT NULL,
+    sentinel_id TEXT NOT NULL,
+    state TEXT NOT NULL,
+    parked TEXT,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (tenant_id, incident_id, workspace)
+) WITHOUT ROWID;
+CREATE INDEX links_twin ON links (workspace, sentinel_id);
+CREATE INDEX links_route ON links (route);
+
+CREATE TABLE journal (
+    seq INTEGER PRIMARY KEY,
+    at INTEGER NOT NULL,
+    tenant_id TEXT NOT NULL,
+    incident_id TEXT NOT NULL,
+    workspace TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+CREATE INDEX journal_link ON journal (tenant_id, incident_id, workspace, seq);
+
+CREATE TABLE named_values (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE holds (route TEXT PRIMARY KEY, since INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
