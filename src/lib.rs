@@ -5,5 +5,7 @@ pub mod adapters;
 pub mod domain;
 pub mod ports;
 
+pub mod app;
+
 #[cfg(feature = "emulator")]
 pub mod emulator;

@@ -1,0 +1,5 @@
+//! The order of work, written over the ports: what is read before what, what is stored before what, and who waits
+//! for whom. It decides nothing about incidents (that is `domain`) and knows no HTTP and no SQL.
+
+pub mod health;
+pub mod intake;
