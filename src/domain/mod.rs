@@ -5,6 +5,8 @@ pub mod failure;
 pub mod mapping;
 pub mod merge;
 pub mod model;
+pub mod notice;
 pub mod plan;
 pub mod policy;
 pub mod retry;
+pub mod signature;
