@@ -6,6 +6,7 @@ pub mod domain;
 pub mod ports;
 
 pub mod app;
+pub mod config;
 
 #[cfg(feature = "emulator")]
 pub mod emulator;

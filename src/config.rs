@@ -1,0 +1,970 @@
+//! One TOML file and a short list of variables, read into settings that need no further checking. Every problem is
+//! reported at once, with its place and its cure; no secret is ever part of a message.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use url::{Host, Url};
+use uuid::Uuid;
+
+use crate::domain::policy::{Direction, Field, Policy, Winner};
+use crate::domain::signature::Secret;
+
+/// The variables that override the file, with what each of them stands for.
+pub const VARIABLES: &[(&str, &str)] = &[
+    ("LOCKSTEP_LISTEN", "server.listen: the address and port of the HTTP service"),
+    ("LOCKSTEP_PUBLIC_URL", "server.public_url: where the senders of notifications reach the service"),
+    ("LOCKSTEP_STORE_URL", "store.url: sqlite://FILE or postgres://…"),
+    ("LOCKSTEP_LOG", "log.level: a level such as info, or a filter such as lockstep=debug,warn"),
+];
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[store] url`: it may carry a password.
+    pub store_url: SecretString,
+    /// `[[tenants]]`
+    pub tenants: Vec<Tenant>,
+    /// `[[workspaces]]`
+    pub workspaces: Vec<Workspace>,
+    /// `[[routes]]`
+    pub routes: Vec<Route>,
+    /// `[poll]`
+    pub poll: Poll,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[log]`
+    pub log: Log,
+    /// The text of `[http] ca_file`: certificates (PEM) to trust besides the built-in ones.
+    pub ca_pem: Option<String>,
+}
+
+/// Where the service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// The address and port.
+    pub listen: SocketAddr,
+    /// Where senders reach it.
+    pub public_url: Option<Url>,
+}
+
+/// Which of Microsoft's clouds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cloud {
+    /// The public one, US GCC included.
+    Global,
+    /// US Government GCC High (L4).
+    UsGovHigh,
+    /// US Government DoD (L5).
+    UsDod,
+    /// China, operated by 21Vianet: workspaces only, since Graph has no incidents there.
+    China,
+}
+
+impl Cloud {
+    const NAMES: &'static [(&'static str, Cloud)] = &[
+        ("global", Cloud::Global),
+        ("us-gov-high", Cloud::UsGovHigh),
+        ("us-dod", Cloud::UsDod),
+        ("china", Cloud::China),
+    ];
+
+    /// The token host.
+    pub const fn login_url(self) -> &'static str {
+        match self {
+            Cloud::Global => "https://login.microsoftonline.com",
+            Cloud::UsGovHigh | Cloud::UsDod => "https://login.microsoftonline.us",
+            Cloud::China => "https://login.partner.microsoftonline.cn",
+        }
+    }
+
+    /// The Graph host.
+    pub const fn graph_url(self) -> &'static str {
+        match self {
+            Cloud::Global => "https://graph.microsoft.com",
+            Cloud::UsGovHigh => "https://graph.microsoft.us",
+            Cloud::UsDod => "https://dod-graph.microsoft.us",
+            Cloud::China => "https://microsoftgraph.chinacloudapi.cn",
+        }
+    }
+
+    /// The Azure Resource Manager host.
+    pub const fn arm_url(self) -> &'static str {
+        match self {
+            Cloud::Global => "https://management.azure.com",
+            Cloud::UsGovHigh | Cloud::UsDod => "https://management.usgovcloudapi.net",
+            Cloud::China => "https://management.chinacloudapi.cn",
+        }
+    }
+}
+
+/// An Entra tenant and our registration in it.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// The name by which workspaces and routes call it.
+    pub name: String,
+    /// The directory id, in lower case.
+    pub tenant_id: String,
+    /// The application (client) id.
+    pub client_id: String,
+    /// The client secret.
+    pub client_secret: SecretString,
+    /// The `clientState` of Graph subscriptions.
+    pub graph_client_states: Vec<SecretString>,
+    /// Its cloud.
+    pub cloud: Cloud,
+    /// The token host: the cloud's, unless overridden. So are the next two.
+    pub login_url: Url,
+    /// The Graph host.
+    pub graph_url: Url,
+    /// The Azure Resource Manager host.
+    pub arm_url: Url,
+    /// The host of Log Analytics ingestion, where it is overridden.
+    pub ingestion_url: Option<Url>,
+}
+
+/// A Sentinel workspace.
+#[derive(Clone, Debug)]
+pub struct Workspace {
+    /// The name by which routes and the notification path call it.
+    pub name: String,
+    /// The tenant (by name) whose registration reads and writes it.
+    pub tenant: String,
+    /// The Azure subscription, in lower case.
+    pub subscription_id: String,
+    /// The resource group.
+    pub resource_group: String,
+    /// The Log Analytics workspace.
+    pub workspace_name: String,
+    /// The secrets that its playbooks sign with; several while they are rotated.
+    pub webhook_secrets: Vec<SecretString>,
+}
+
+impl Workspace {
+    /// The resource id, in lower case: the scope of everything that is stored about the workspace.
+    pub fn resource_id(&self) -> String {
+        format!(
+            "/subscriptions/{}/resourcegroups/{}/providers/microsoft.operationalinsights/workspaces/{}",
+            self.subscription_id, self.resource_group, self.workspace_name
+        )
+        .to_lowercase()
+    }
+}
+
+/// One Defender tenant to one workspace.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The name, for people.
+    pub name: String,
+    /// The Defender tenant, by name.
+    pub tenant: String,
+    /// The workspace, by name.
+    pub workspace: String,
+    /// The rules per field.
+    pub policy: Policy,
+}
+
+/// How often the sides are looked at unasked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Poll {
+    /// Defender's change list.
+    pub defender_every: Duration,
+    /// Sentinel's change list.
+    pub sentinel_every: Duration,
+    /// Everything.
+    pub sweep_every: Duration,
+    /// How far a poll looks back behind its watermark.
+    pub overlap: Duration,
+    /// How far the first poll looks back.
+    pub backfill: Duration,
+    /// The longest interval that a quiet tenant or workspace is stretched to.
+    pub stretch: Duration,
+}
+
+/// Budgets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How many incidents are worked on at once.
+    pub workers: u32,
+    /// Calls to Graph's incidents, per tenant and minute.
+    pub defender_per_minute: u32,
+    /// Calls to Graph's incidents, per tenant and hour.
+    pub defender_per_hour: u32,
+    /// Reads from Azure Resource Manager, per subscription and second.
+    pub sentinel_reads_per_second: u32,
+    /// Writes to Azure Resource Manager, per subscription and second.
+    pub sentinel_writes_per_second: u32,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// The form.
+    pub format: LogFormat,
+    /// A level, or a filter.
+    pub level: String,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Line and column, from 1, where the file has the culprit.
+    pub place: Option<(usize, usize)>,
+    /// The key's path, or the variable's name; empty for the file as a whole.
+    pub key: String,
+    /// What is wrong and what to do about it.
+    pub message: String,
+}
+
+/// Everything that is wrong, in the order of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors {
+    /// The file, as it was named.
+    pub file: String,
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Problem { place, key, message }) in self.problems.iter().enumerate() {
+            let end = if index == 0 { "" } else { "\n" };
+            write!(f, "{end}{}", self.file)?;
+            if let Some((line, column)) = place {
+                write!(f, ":{line}:{column}")?;
+            }
+            let colon = if key.is_empty() { "" } else { ": " };
+            write!(f, ": {key}{colon}{message}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// Reads a file that the configuration names.
+pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
+
+impl Config {
+    /// Reads the file. Relative paths in it are relative to its folder.
+    pub fn load(path: &Path, env: &BTreeMap<String, String>) -> Result<Self, ConfigErrors> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigErrors {
+            file: file.clone(),
+            problems: vec![Problem {
+                place: None,
+                key: String::new(),
+                message: format!("cannot be read: {error}"),
+            }],
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let read_file = |named: &Path| std::fs::read_to_string(folder.join(named));
+        Self::parse(&text, env, &read_file).map_err(|errors| ConfigErrors { file, ..errors })
+    }
+
+    /// Reads a text, which errors call `lockstep.toml`.
+    pub fn parse(
+        text: &str,
+        env: &BTreeMap<String, String>,
+        read_file: ReadFile<'_>,
+    ) -> Result<Self, ConfigErrors> {
+        let mut reader = Reader { text, env, read_file, problems: Vec::new() };
+        // A syntax error's own display would quote the line, which may hold a secret: take the sentence alone.
+        let config = match DeTable::parse(text) {
+            Ok(root) => reader.config(root.get_ref()),
+            Err(error) => {
+                reader.problem("", error.span(), error.message().trim().replace('\n', "; "));
+                None
+            }
+        };
+        reader.problems.sort_by_key(|problem| problem.place.unwrap_or_default());
+        match config {
+            Some(config) if reader.problems.is_empty() => Ok(config),
+            _ => Err(ConfigErrors { file: "lockstep.toml".to_owned(), problems: reader.problems }),
+        }
+    }
+
+    /// The tenant of this name.
+    pub fn tenant(&self, name: &str) -> Option<&Tenant> {
+        self.tenants.iter().find(|tenant| tenant.name == name)
+    }
+
+    /// The workspace of this name.
+    pub fn workspace(&self, name: &str) -> Option<&Workspace> {
+        self.workspaces.iter().find(|workspace| workspace.name == name)
+    }
+}
+
+/// A table with the path that leads to it.
+#[derive(Clone)]
+struct Node<'t> {
+    path: String,
+    span: Range<usize>,
+    table: Option<&'t DeTable<'t>>,
+}
+
+impl<'t> Node<'t> {
+    fn key(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    fn get(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
+        self.table?.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
+    }
+
+    fn span_of(&self, key: &str) -> Range<usize> {
+        self.get(key).map_or_else(|| self.span.clone(), Spanned::span)
+    }
+}
+
+/// Collects problems while it reads, and reads on.
+struct Reader<'a> {
+    text: &'a str,
+    env: &'a BTreeMap<String, String>,
+    read_file: ReadFile<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn config(&mut self, root: &DeTable<'_>) -> Option<Config> {
+        let root = Node { path: String::new(), span: 0..0, table: Some(root) };
+        self.known(
+            &root,
+            &["server", "store", "tenants", "workspaces", "routes", "poll", "limits", "log", "http"],
+        );
+        let server = self.server(&root);
+        let store = self.table(&root, "store");
+        self.known(&store, &["url"]);
+        let store_url =
+            self.overridden(&store, "url", "LOCKSTEP_STORE_URL").unwrap_or("sqlite://lockstep.db".into());
+        if !["sqlite://", "postgres://", "postgresql://"].iter().any(|scheme| store_url.starts_with(scheme)) {
+            self.wrong(&store, "url", "must begin with `sqlite://` or `postgres://`");
+        }
+        let tenants: Vec<_> = self.tables(&root, "tenants").iter().map(|node| self.tenant(node)).collect();
+        let workspaces: Vec<_> =
+            self.tables(&root, "workspaces").iter().map(|node| self.workspace(node)).collect();
+        let route_nodes = self.tables(&root, "routes");
+        let routes: Vec<_> = route_nodes.iter().map(|node| self.route(node)).collect();
+        self.references(&root, &tenants, &workspaces, &routes);
+        let poll = self.poll(&root);
+        let limits = self.limits(&root);
+        let log = self.log(&root);
+        let http = self.table(&root, "http");
+        self.known(&http, &["ca_file"]);
+        let ca_pem = self.text(&http, "ca_file").and_then(|path| self.file(&http, "ca_file", &path));
+        if ca_pem.as_ref().is_some_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----")) {
+            self.wrong(&http, "ca_file", "holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)");
+        }
+        Some(Config {
+            server: server?,
+            store_url: store_url.into(),
+            tenants: tenants.into_iter().collect::<Option<_>>()?,
+            workspaces: workspaces.into_iter().collect::<Option<_>>()?,
+            routes: routes.into_iter().collect::<Option<_>>()?,
+            poll,
+            limits,
+            log,
+            ca_pem,
+        })
+    }
+
+    fn server(&mut self, root: &Node<'_>) -> Option<Server> {
+        let node = self.table(root, "server");
+        self.known(&node, &["listen", "public_url"]);
+        let listen = self.overridden(&node, "listen", "LOCKSTEP_LISTEN").unwrap_or("127.0.0.1:8080".into());
+        let listen = listen.parse();
+        if listen.is_err() {
+            self.wrong(&node, "listen", "must be an address and a port, such as 127.0.0.1:8080 or [::]:8080");
+        }
+        let public_url = self.overridden(&node, "public_url", "LOCKSTEP_PUBLIC_URL");
+        let public_url = public_url.and_then(|text| self.web(&node, "public_url", &text));
+        Some(Server { listen: listen.ok()?, public_url })
+    }
+
+    fn tenant(&mut self, node: &Node<'_>) -> Option<Tenant> {
+        self.known(
+            node,
+            &[
+                "name",
+                "tenant_id",
+                "client_id",
+                "client_secret",
+                "client_secret_file",
+                "graph_client_states",
+                "graph_client_states_file",
+                "cloud",
+                "login_url",
+                "graph_url",
+                "arm_url",
+                "ingestion_url",
+            ],
+        );
+        let name = self.name(node);
+        let tenant_id = self.guid(node, "tenant_id");
+        let client_id = self.required(node, "client_id");
+        let client_secret = self.secret(node, "client_secret");
+        let states = self.secrets(node, "graph_client_states");
+        for state in &states {
+            // Graph takes 128 (`graph.md` §13.2); anybody may try, so it must not be guessable either.
+            if !(16..=128).contains(&state.expose_secret().len()) {
+                self.wrong(node, "graph_client_states", "each must have 16 to 128 characters");
+                break;
+            }
+        }
+        let cloud = self.word(node, "cloud", Cloud::NAMES, Cloud::Global);
+        let mut url = |key: &str, default: Option<&str>| {
+            let text = self.text(node, key).or(default.map(str::to_owned))?;
+            self.web(node, key, &text)
+        };
+        let login_url = url("login_url", Some(cloud.login_url()));
+        let graph_url = url("graph_url", Some(cloud.graph_url()));
+        let arm_url = url("arm_url", Some(cloud.arm_url()));
+        let ingestion_url = url("ingestion_url", None);
+        Some(Tenant {
+            name: name?,
+            tenant_id: tenant_id?,
+            client_id: client_id?,
+            client_secret: client_secret?,
+            graph_client_states: states,
+            cloud,
+            login_url: login_url?,
+            graph_url: graph_url?,
+            arm_url: arm_url?,
+            ingestion_url,
+        })
+    }
+
+    fn workspace(&mut self, node: &Node<'_>) -> Option<Workspace> {
+        self.known(
+            node,
+            &[
+                "name",
+                "tenant",
+                "subscription_id",
+                "resource_group",
+                "workspace_name",
+                "webhook_secrets",
+                "webhook_secrets_file",
+            ],
+        );
+        let name = self.name(node);
+        let tenant = self.required(node, "tenant");
+        let subscription_id = self.guid(node, "subscription_id");
+        let resource_group = self.segment(node, "resource_group");
+        let workspace_name = self.segment(node, "workspace_name");
+        let webhook_secrets = self.secrets(node, "webhook_secrets");
+        for secret in &webhook_secrets {
+            if let Err(error) = Secret::parse(secret.expose_secret()) {
+                let cure = "make one with: echo whsec_$(openssl rand -base64 32)";
+                self.wrong(node, "webhook_secrets", &format!("one of them {error}; {cure}"));
+                break;
+            }
+        }
+        Some(Workspace {
+            name: name?,
+            tenant: tenant?,
+            subscription_id: subscription_id?,
+            resource_group: resource_group?,
+            workspace_name: workspace_name?,
+            webhook_secrets,
+        })
+    }
+
+    fn route(&mut self, node: &Node<'_>) -> Option<Route> {
+        self.known(node, &["name", "tenant", "workspace", "fields"]);
+        let name = self.name(node);
+        let tenant = self.required(node, "tenant");
+        let workspace = self.required(node, "workspace");
+        let fields = self.table(node, "fields");
+        let ruled = || Field::ALL.into_iter().filter(|field| *field != Field::Comment);
+        self.known(&fields, &ruled().map(Field::as_str).collect::<Vec<_>>());
+        let mut policy = Policy::default();
+        for field in ruled() {
+            let rule = self.table(&fields, field.as_str());
+            self.known(&rule, &["direction", "wins"]);
+            let mut policy_of = policy.of(field);
+            policy_of.direction = self.word(&rule, "direction", DIRECTIONS, policy_of.direction);
+            policy_of.wins = self.word(&rule, "wins", WINNERS, policy_of.wins);
+            policy.set(field, policy_of);
+        }
+        Some(Route { name: name?, tenant: tenant?, workspace: workspace?, policy })
+    }
+
+    /// What only shows when all tables are read: names that are taken, and names that lead nowhere.
+    fn references(
+        &mut self,
+        root: &Node<'_>,
+        tenants: &[Option<Tenant>],
+        workspaces: &[Option<Workspace>],
+        routes: &[Option<Route>],
+    ) {
+        let nodes = |reader: &mut Self, key| reader.quiet_tables(root, key);
+        let (tenant_nodes, workspace_nodes, route_nodes) =
+            (nodes(self, "tenants"), nodes(self, "workspaces"), nodes(self, "routes"));
+        let names = |nodes: &[Node<'_>]| -> Vec<String> {
+            nodes.iter().filter_map(|node| Some(node.get("name")?.get_ref().as_str()?.to_owned())).collect()
+        };
+        let (tenant_names, workspace_names) = (names(&tenant_nodes), names(&workspace_nodes));
+        for nodes in [&tenant_nodes, &workspace_nodes, &route_nodes] {
+            let mut taken = BTreeSet::new();
+            for node in nodes {
+                if let Some(name) = node.get("name").and_then(|value| value.get_ref().as_str()) {
+                    if !taken.insert(name) {
+                        self.wrong(node, "name", &format!("`{name}` is taken: give each its own name"));
+                    }
+                }
+            }
+        }
+        for (node, workspace) in workspace_nodes.iter().zip(workspaces).filter_map(both) {
+            self.refers(node, "tenant", &workspace.tenant, &tenant_names);
+        }
+        let mut resources = BTreeSet::new();
+        for (node, workspace) in workspace_nodes.iter().zip(workspaces).filter_map(both) {
+            if !resources.insert(workspace.resource_id()) {
+                let message =
+                    "is the workspace of an entry above: keep one of them, and let both routes name it";
+                self.wrong(node, "workspace_name", message);
+            }
+        }
+        let mut pairs = BTreeSet::new();
+        for (node, route) in route_nodes.iter().zip(routes).filter_map(both) {
+            self.refers(node, "tenant", &route.tenant, &tenant_names);
+            self.refers(node, "workspace", &route.workspace, &workspace_names);
+            let tenant = tenants.iter().flatten().find(|tenant| tenant.name == route.tenant);
+            if tenant.is_some_and(|tenant| tenant.cloud == Cloud::China) {
+                let message =
+                    "is in the cloud `china`, where Graph has no incidents: it can only hold workspaces";
+                self.wrong(node, "tenant", &format!("`{}` {message}", route.tenant));
+            }
+            let tenant_id = tenant.map_or(&route.tenant, |tenant| &tenant.tenant_id);
+            if !pairs.insert((tenant_id.clone(), route.workspace.clone())) {
+                let message =
+                    "joins a tenant and a workspace that a route above already joins: remove one of them";
+                self.wrong(node, "workspace", message);
+            }
+        }
+    }
+
+    fn poll(&mut self, root: &Node<'_>) -> Poll {
+        let node = self.table(root, "poll");
+        self.known(
+            &node,
+            &["defender_every", "sentinel_every", "sweep_every", "overlap", "backfill", "stretch"],
+        );
+        const SECOND: Duration = Duration::from_secs(1);
+        const DAY: Duration = Duration::from_secs(86_400);
+        let tenth = Duration::from_millis(100);
+        let mut span = |key, default, least, most| self.duration(&node, key, default, least, most);
+        Poll {
+            defender_every: span("defender_every", 10 * SECOND, tenth, DAY),
+            sentinel_every: span("sentinel_every", 15 * SECOND, tenth, DAY),
+            sweep_every: span("sweep_every", DAY / 4, SECOND, 30 * DAY),
+            overlap: span("overlap", 120 * SECOND, Duration::ZERO, DAY),
+            backfill: span("backfill", DAY, Duration::ZERO, 180 * DAY),
+            stretch: span("stretch", 60 * SECOND, tenth, DAY),
+        }
+    }
+
+    fn limits(&mut self, root: &Node<'_>) -> Limits {
+        let node = self.table(root, "limits");
+        self.known(
+            &node,
+            &[
+                "workers",
+                "defender_per_minute",
+                "defender_per_hour",
+                "sentinel_reads_per_second",
+                "sentinel_writes_per_second",
+            ],
+        );
+        let mut number = |key, default, most| self.number(&node, key, default, most);
+        Limits {
+            workers: number("workers", 8, 256),
+            defender_per_minute: number("defender_per_minute", 50, 10_000),
+            defender_per_hour: number("defender_per_hour", 1_500, 100_000),
+            sentinel_reads_per_second: number("sentinel_reads_per_second", 25, 1_000),
+            sentinel_writes_per_second: number("sentinel_writes_per_second", 10, 1_000),
+        }
+    }
+
+    fn log(&mut self, root: &Node<'_>) -> Log {
+        let node = self.table(root, "log");
+        self.known(&node, &["format", "level"]);
+        let format = self.word(
+            &node,
+            "format",
+            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            LogFormat::Text,
+        );
+        let level = self.overridden(&node, "level", "LOCKSTEP_LOG").unwrap_or("info".into());
+        if tracing_subscriber::EnvFilter::try_new(&level).is_err() {
+            self.wrong(
+                &node,
+                "level",
+                "must be error, warn, info, debug, trace or a filter such as lockstep=debug,warn",
+            );
+        }
+        Log { format, level }
+    }
+
+    // What follows reads one value each.
+
+    fn problem(&mut self, key: &str, span: Option<Range<usize>>, message: String) {
+        let place = span.map(|span| {
+            let before = &self.text[..self.text.floor_char_boundary(span.start)];
+            let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+            (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        });
+        self.problems.push(Problem { place, key: key.to_owned(), message });
+    }
+
+    /// Reports a key's value, or its table where the key is missing, or the variable that overrides it.
+    fn wrong(&mut self, node: &Node<'_>, key: &str, message: &str) {
+        let variable = match (node.path.as_str(), key) {
+            ("server", "listen") => "LOCKSTEP_LISTEN",
+            ("server", "public_url") => "LOCKSTEP_PUBLIC_URL",
+            ("store", "url") => "LOCKSTEP_STORE_URL",
+            ("log", "level") => "LOCKSTEP_LOG",
+            _ => "",
+        };
+        if self.env.contains_key(variable) {
+            return self.problem(variable, None, message.to_owned());
+        }
+        // A list or a file may stand for a key of the same beginning.
+        let file = format!("{key}_file");
+        let key = if node.get(key).is_none() && node.get(&file).is_some() { &file } else { key };
+        let span = node.span_of(key);
+        self.problem(&node.key(key), (span != (0..0)).then_some(span), message.to_owned());
+    }
+
+    fn known(&mut self, node: &Node<'_>, known: &[&str]) {
+        for (key, _) in node.table.into_iter().flatten() {
+            if known.contains(&key.get_ref().as_ref()) {
+                continue;
+            }
+            let close = known
+                .iter()
+                .map(|name| (strsim::damerau_levenshtein(key.get_ref(), name), name))
+                .min()
+                .filter(|(distance, name)| *distance <= 2.max(name.len() / 3));
+            let hint = match close {
+                Some((_, name)) => format!("did you mean `{name}`?"),
+                None => format!("known here: {}", known.join(", ")),
+            };
+            self.problem(&node.key(key.get_ref()), Some(key.span()), format!("unknown key; {hint}"));
+        }
+    }
+
+    fn table<'t>(&mut self, node: &Node<'t>, key: &str) -> Node<'t> {
+        let value = node.get(key);
+        let table = value.and_then(|value| value.get_ref().as_table());
+        if let (Some(value), None) = (value, table) {
+            self.mistyped(node, key, "a table", value.get_ref());
+        }
+        Node { path: node.key(key), span: value.map_or(node.span.clone(), Spanned::span), table }
+    }
+
+    fn tables<'t>(&mut self, node: &Node<'t>, key: &str) -> Vec<Node<'t>> {
+        if let Some(value) = node.get(key) {
+            let items = value.get_ref().as_array();
+            if !items.is_some_and(|items| items.iter().all(|item| item.get_ref().is_table())) {
+                self.mistyped(
+                    node,
+                    key,
+                    &format!("a list of tables, each under `[[{key}]]`"),
+                    value.get_ref(),
+                );
+            }
+        }
+        self.quiet_tables(node, key)
+    }
+
+    fn quiet_tables<'t>(&self, node: &Node<'t>, key: &str) -> Vec<Node<'t>> {
+        let items = node.get(key).and_then(|value| value.get_ref().as_array());
+        let tables = items.into_iter().flat_map(|items| items.iter().enumerate());
+        tables
+            .filter_map(|(index, item)| {
+                let table = Some(item.get_ref().as_table()?);
+                Some(Node { path: format!("{key}[{index}]"), span: item.span(), table })
+            })
+            .collect()
+    }
+
+    fn mistyped(&mut self, node: &Node<'_>, key: &str, wanted: &str, found: &DeValue<'_>) {
+        let message = format!("must be {wanted}, not {}", a(found.type_str()));
+        self.problem(&node.key(key), Some(node.span_of(key)), message);
+    }
+
+    fn text(&mut self, node: &Node<'_>, key: &str) -> Option<String> {
+        let value = node.get(key)?.get_ref();
+        match value.as_str() {
+            Some(text) => Some(text.to_owned()),
+            None => {
+                self.mistyped(node, key, "text in quotes", value);
+                None
+            }
+        }
+    }
+
+    fn overridden(&mut self, node: &Node<'_>, key: &str, variable: &str) -> Option<String> {
+        let in_file = self.text(node, key);
+        self.env.get(variable).cloned().or(in_file)
+    }
+
+    fn required(&mut self, node: &Node<'_>, key: &str) -> Option<String> {
+        if node.get(key).is_none() {
+            self.problem(&node.key(key), Some(node.span.clone()), "is missing".to_owned());
+            return None;
+        }
+        let text = self.text(node, key)?;
+        if text.trim().is_empty() || text.chars().any(char::is_control) {
+            self.wrong(node, key, "must not be empty, nor hold control characters");
+            return None;
+        }
+        Some(text)
+    }
+
+    /// Names stand in paths and in metrics.
+    fn name(&mut self, node: &Node<'_>) -> Option<String> {
+        let name = self.required(node, "name")?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if name.len() > 64 || !name.bytes().all(plain) {
+            self.wrong(
+                node,
+                "name",
+                "may have up to 64 letters, digits, `-`, `_` and `.`: it stands in addresses",
+            );
+            return None;
+        }
+        Some(name)
+    }
+
+    fn segment(&mut self, node: &Node<'_>, key: &str) -> Option<String> {
+        let text = self.required(node, key)?;
+        if text.contains(['/', '?', '#', '%', '\\']) {
+            self.wrong(node, key, "is a name, not a path: take the part after the last slash");
+            return None;
+        }
+        Some(text)
+    }
+
+    fn guid(&mut self, node: &Node<'_>, key: &str) -> Option<String> {
+        let text = self.required(node, key)?;
+        match Uuid::try_parse(&text) {
+            Ok(guid) if text.len() == 36 => Some(guid.to_string()),
+            _ => {
+                self.wrong(node, key, "must be a GUID, such as 84bd8158-6d4d-4958-8b9f-9d6445542f95");
+                None
+            }
+        }
+    }
+
+    fn web(&mut self, node: &Node<'_>, key: &str, text: &str) -> Option<Url> {
+        let Ok(url) = Url::parse(text) else {
+            self.wrong(node, key, "must be a URL, such as https://lockstep.example.com");
+            return None;
+        };
+        let loopback = match url.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        let message = match url.scheme() {
+            _ if !url.username().is_empty() || url.password().is_some() => {
+                "must not hold a user or a password"
+            }
+            _ if url.query().is_some() || url.fragment().is_some() => "must end before `?` and `#`",
+            "https" => return Some(url),
+            "http" if loopback => return Some(url),
+            "http" => "must begin with `https://`: plain HTTP is for loopback addresses only",
+            _ => "must begin with `https://`",
+        };
+        self.wrong(node, key, message);
+        None
+    }
+
+    fn word<T: Copy>(&mut self, node: &Node<'_>, key: &str, words: &[(&str, T)], default: T) -> T {
+        let Some(text) = self.text(node, key) else { return default };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, value)) => *value,
+            None => {
+                let list: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                self.wrong(node, key, &format!("must be one of: {}", list.join(", ")));
+                default
+            }
+        }
+    }
+
+    fn duration(
+        &mut self,
+        node: &Node<'_>,
+        key: &str,
+        default: Duration,
+        least: Duration,
+        most: Duration,
+    ) -> Duration {
+        let Some(text) = self.text(node, key) else { return default };
+        match parse_duration(&text) {
+            Some(duration) if (least..=most).contains(&duration) => return duration,
+            Some(_) => self.wrong(node, key, &format!("must be between {least:?} and {}s", most.as_secs())),
+            None => {
+                self.wrong(node, key, "must be a whole number and a unit: ms, s, m, h or d, such as \"10s\"")
+            }
+        }
+        default
+    }
+
+    fn number(&mut self, node: &Node<'_>, key: &str, default: u32, most: u32) -> u32 {
+        let Some(value) = node.get(key) else { return default };
+        let Some(integer) = value.get_ref().as_integer() else {
+            self.mistyped(node, key, "a whole number", value.get_ref());
+            return default;
+        };
+        match u32::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(number) if (1..=most).contains(&number) => number,
+            _ => {
+                self.wrong(node, key, &format!("must be between 1 and {most}"));
+                default
+            }
+        }
+    }
+
+    fn file(&mut self, node: &Node<'_>, key: &str, path: &str) -> Option<String> {
+        match (self.read_file)(Path::new(path)) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                self.wrong(node, key, &format!("`{path}` cannot be read: {error}"));
+                None
+            }
+        }
+    }
+
+    /// The text of `key`, or that of the file which `key_file` names; at most one of them may be given.
+    fn value_or_file<T>(
+        &mut self,
+        node: &Node<'_>,
+        key: &str,
+        value: impl FnOnce(&mut Self) -> Option<T>,
+        from_file: impl FnOnce(&str) -> T,
+    ) -> Option<T> {
+        let file_key = format!("{key}_file");
+        match (node.get(key).is_some(), node.get(&file_key).is_some()) {
+            (true, true) => {
+                self.wrong(node, &file_key, &format!("stands beside `{key}`: keep one of the two"));
+                None
+            }
+            (true, false) => value(self),
+            (false, true) => {
+                let path = self.text(node, &file_key)?;
+                self.file(node, &file_key, &path).map(|text| from_file(&text))
+            }
+            (false, false) => None,
+        }
+    }
+
+    fn secret(&mut self, node: &Node<'_>, key: &str) -> Option<SecretString> {
+        if node.get(key).is_none() && node.get(&format!("{key}_file")).is_none() {
+            let message = format!("is missing: give `{key}`, or `{key}_file` with a path");
+            self.problem(&node.key(key), Some(node.span.clone()), message);
+        }
+        let secret = self.value_or_file(
+            node,
+            key,
+            |reader| reader.text(node, key),
+            |text| text.trim_end().to_owned(),
+        )?;
+        if secret.trim().is_empty() {
+            self.wrong(node, key, "is empty");
+            return None;
+        }
+        Some(secret.into())
+    }
+
+    /// A list, or a file with one secret per line.
+    fn secrets(&mut self, node: &Node<'_>, key: &str) -> Vec<SecretString> {
+        let list = self.value_or_file(
+            node,
+            key,
+            |reader| {
+                let value = node.get(key)?.get_ref();
+                let texts = value.as_array().and_then(|items| {
+                    items
+                        .iter()
+                        .map(|item| Some(item.get_ref().as_str()?.to_owned()))
+                        .collect::<Option<Vec<_>>>()
+                });
+                if texts.is_none() {
+                    reader.mistyped(node, key, "a list of texts, such as [\"…\"]", value);
+                }
+                texts
+            },
+            |text| text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect(),
+        );
+        let Some(list) = list else { return Vec::new() };
+        if list.is_empty() {
+            self.wrong(node, key, "holds no secret: add one, or leave the key out");
+        }
+        list.into_iter().map(SecretString::from).collect()
+    }
+
+    fn refers(&mut self, node: &Node<'_>, key: &str, name: &str, names: &[String]) {
+        if !names.iter().any(|known| known == name) {
+            let known = if names.is_empty() { "none is configured".into() } else { names.join(", ") };
+            self.wrong(node, key, &format!("there is no {key} called `{name}`; known: {known}"));
+        }
+    }
+}
+
+const DIRECTIONS: &[(&str, Direction)] = &[
+    ("both", Direction::Both),
+    ("to-sentinel", Direction::ToSentinel),
+    ("to-defender", Direction::ToDefender),
+    ("off", Direction::Off),
+];
+
+const WINNERS: &[(&str, Winner)] =
+    &[("latest", Winner::Latest), ("defender", Winner::Defender), ("sentinel", Winner::Sentinel)];
+
+fn both<'n, 't, T>((node, value): (&'n Node<'t>, &'n Option<T>)) -> Option<(&'n Node<'t>, &'n T)> {
+    Some((node, value.as_ref()?))
+}
+
+fn a(kind: &str) -> String {
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {kind}")
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let millis: u64 = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    Some(Duration::from_millis(number.checked_mul(millis)?))
+}
