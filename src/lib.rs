@@ -7,6 +7,8 @@ pub mod ports;
 
 pub mod app;
 pub mod config;
+pub mod http;
+pub mod telemetry;
 
 #[cfg(feature = "emulator")]
 pub mod emulator;

@@ -1,0 +1,127 @@
+//! Graph's door: the handshake, change notifications, and the lifecycle of subscriptions. Items are judged one by one
+//! against the `clientState` that the tenant's subscriptions were given; a POST with wrong items is answered like any
+//! other (`graph.md` §13.4), because an error would make Graph repeat it and tell a stranger what he guessed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use secrecy::ExposeSecret;
+use serde_json::json;
+use time::format_description::well_known::Rfc3339;
+use url::form_urlencoded;
+
+use super::error::Refused;
+use super::sentinel::{body_within_limit, refused_body, unavailable};
+use super::{AppState, Doors};
+use crate::domain::model::Side;
+use crate::domain::notice::{self, About, GraphItem};
+use crate::ports::{Hint, Subject};
+
+/// Longer validation tokens than this are nobody's.
+const LONGEST_TOKEN: usize = 4096;
+/// Subscription ids are GUIDs; a little more does no harm.
+const LONGEST_SUBSCRIPTION: usize = 128;
+
+/// `POST /notify/graph`
+pub(super) async fn notify(State(state): State<AppState>, uri: Uri, body: Body) -> Response {
+    knock("graph", state, uri, body).await
+}
+
+/// `POST /notify/graph/lifecycle`. An event is about a subscription and no incident, so it cannot be a hint: it is
+/// stored as the named value `lifecycle:TENANT:SUBSCRIPTION:EVENT`, with the time it came, for whoever keeps the
+/// subscriptions. Both addresses take both kinds, since one URL may be given for both.
+pub(super) async fn lifecycle(State(state): State<AppState>, uri: Uri, body: Body) -> Response {
+    knock("graph-lifecycle", state, uri, body).await
+}
+
+async fn knock(door: &'static str, state: AppState, uri: Uri, body: Body) -> Response {
+    if let Some(answer) = uri.query().and_then(handshake) {
+        state.metrics.count(door, if answer.is_ok() { "handshake" } else { "unreadable" });
+        return answer.map_or_else(IntoResponse::into_response, |token| {
+            ([(CONTENT_TYPE, "text/plain; charset=utf-8")], token).into_response()
+        });
+    }
+    match take_in(door, &state, body).await {
+        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+/// The token to be echoed, decoded, if the request is a handshake.
+fn handshake(query: &str) -> Option<Result<String, Refused>> {
+    let (_, token) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "validationToken")?;
+    Some(match token.len() {
+        1..=LONGEST_TOKEN => Ok(token.into_owned()),
+        _ => Err(Refused::bad("the validation token is empty or too long")),
+    })
+}
+
+async fn take_in(door: &'static str, state: &AppState, body: Body) -> Result<(), Refused> {
+    let body = body_within_limit(body).await.map_err(|refused| refused_body(door, state, refused))?;
+    let items = notice::graph(&body).map_err(|unreadable| {
+        state.metrics.count(door, "unreadable");
+        tracing::debug!(door, "notification refused: {unreadable}");
+        Refused::bad("the body is not a collection of notifications")
+    })?;
+    let mut touched = BTreeSet::new();
+    let mut events = BTreeMap::new();
+    let mut accepted = 0;
+    for item in items {
+        if let Err(reason) = believed(&state.doors, &item) {
+            state.metrics.count(door, reason);
+            continue;
+        }
+        let GraphItem { tenant_id, subscription_id, client_state: _, about } = item;
+        match about {
+            About::Incident(native_id) => {
+                touched.insert(Subject { side: Side::Defender, scope: tenant_id, native_id });
+            }
+            About::Lifecycle(event) if is_plain(&subscription_id) && is_plain(&event) => {
+                let name = format!("lifecycle:{tenant_id}:{subscription_id}:{event}");
+                events.insert(name, event);
+            }
+            About::Other => {
+                state.metrics.count(door, "other-resource");
+                continue;
+            }
+            About::Lifecycle(_) | About::Nothing => {
+                state.metrics.count(door, "unreadable");
+                continue;
+            }
+        }
+        accepted += 1;
+    }
+    let hint = |subject| Hint { subject, version: None, source: "graph-notification".to_owned() };
+    let hints: Vec<_> = touched.into_iter().map(hint).collect();
+    state.inbox.remember(hints, None).await.map_err(|error| unavailable(door, state, &error))?;
+    for (name, event) in events {
+        let at = state.inbox.clock().now().format(&Rfc3339).unwrap_or_default();
+        let value = json!({ "event": event, "at": at }).to_string();
+        state.inbox.note(&name, &value).await.map_err(|error| unavailable(door, state, &error))?;
+    }
+    for _ in 0..accepted {
+        state.metrics.count(door, "accepted");
+    }
+    Ok(())
+}
+
+/// Every configured state is compared, in a time that does not tell how much of it was right.
+fn believed(doors: &Doors, item: &GraphItem) -> Result<(), &'static str> {
+    let states = doors.client_states.get(&item.tenant_id).ok_or("unknown-tenant")?;
+    let given = item.client_state.as_deref().unwrap_or_default().as_bytes();
+    let mut right = false;
+    for state in states {
+        right |= verify_slices_are_equal(state.expose_secret().as_bytes(), given).is_ok();
+    }
+    if right { Ok(()) } else { Err("client-state") }
+}
+
+fn is_plain(text: &str) -> bool {
+    (1..=LONGEST_SUBSCRIPTION).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}

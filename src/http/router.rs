@@ -1,0 +1,132 @@
+//! The addresses, and what holds for all of them: an id, a limit of time, a limit of number, and no panic that takes
+//! the process along. One small layer instead of many: a door's whole cost is to stay near that of a bare handler.
+
+use std::any::Any;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::error::Refused;
+use super::{AppState, graph, health, sentinel};
+
+/// How long a request may take as a whole, the reading of its body included.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// How many notifications are handled at once; the others wait within their time. Probes never wait.
+const MOST_AT_ONCE: usize = 512;
+/// How long requests that are being handled may take after shutdown has begun.
+const FAREWELL: Duration = Duration::from_secs(15);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
+
+/// The id of a request, ours or the sender's.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// For the log. Only visible ASCII is ever taken.
+    pub(super) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+/// Every address of the service.
+pub fn router(state: AppState) -> Router {
+    let doors = Router::new()
+        .route("/notify/graph", post(graph::notify))
+        .route("/notify/graph/lifecycle", post(graph::lifecycle))
+        .route("/notify/sentinel/{workspace}", post(sentinel::notify))
+        .layer(from_fn_with_state(Arc::new(Semaphore::new(MOST_AT_ONCE)), bounded));
+    Router::new()
+        .merge(doors)
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .fallback(unknown)
+        .method_not_allowed_fallback(async || Refused::METHOD)
+        // Doors limit their bodies themselves, to answer in their own words; nobody else reads one.
+        .layer(DefaultBodyLimit::disable())
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(marked))
+        .with_state(state)
+}
+
+/// Serves until `shutdown`, then lets requests end, but not for ever.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
+    let listener = listener.tap_io(|connection| {
+        // Answers are small: waiting to fill a packet would only delay them. Not vital, so a refusal is no matter.
+        let _ = connection.set_nodelay(true);
+    });
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    tokio::select! {
+        ended = serving.into_future() => ended,
+        () = async { shutdown.cancelled().await; tokio::time::sleep(FAREWELL).await } => {
+            tracing::warn!("requests were cut off: they took longer than {FAREWELL:?} after shutdown had begun");
+            Ok(())
+        }
+    }
+}
+
+async fn bounded(State(room): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    // Never closed, so acquiring fails only in a world where waiting on would be no better.
+    let _place = room.acquire().await;
+    next.run(request).await
+}
+
+async fn marked(mut request: Request, next: Next) -> Response {
+    let id = request
+        .headers()
+        .get(REQUEST_ID)
+        .filter(|id| is_plain(id.as_bytes()))
+        .cloned()
+        .unwrap_or_else(new_id);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = match timeout(REQUEST_TIME, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Refused::TIMEOUT.into_response(),
+    };
+    if response.status().is_server_error() {
+        tracing::debug!(status = response.status().as_u16(), request_id = ?id, "answered with an error");
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response.headers_mut().insert(NOSNIFF, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// A sender's id is written into logs and answers, so only what cannot mean anything there is taken.
+fn is_plain(id: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=128).contains(&id.len()) && id.iter().all(plain)
+}
+
+fn new_id() -> HeaderValue {
+    HeaderValue::try_from(format!("{:032x}", fastrand::u128(..)))
+        .expect("hexadecimal digits are a header value")
+}
+
+async fn unknown(State(state): State<AppState>) -> Refused {
+    state.metrics.count("none", "unknown-address");
+    Refused::NOT_FOUND
+}
+
+/// The panic's own text may quote what was being handled; the hook has printed where it was.
+fn panicked(_: Box<dyn Any + Send>) -> axum::http::Response<Body> {
+    tracing::error!("a request ended in a panic");
+    Refused::INTERNAL.into_response()
+}
