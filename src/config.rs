@@ -968,3 +968,179 @@ fn parse_duration(text: &str) -> Option<Duration> {
     };
     Some(Duration::from_millis(number.checked_mul(millis)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[[tenants]]
+name = "contoso"
+tenant_id = "84BD8158-6d4d-4958-8b9f-9d6445542f95"
+client_id = "11111111-1111-1111-1111-111111111111"
+client_secret_file = "secret"
+[[workspaces]]
+name = "soc"
+tenant = "contoso"
+subscription_id = "d0cfe6b2-9ac0-4464-9919-dccaee2e48c0"
+resource_group = "Rg"
+workspace_name = "Ws"
+webhook_secrets_file = "hooks"
+[[routes]]
+name = "contoso-soc"
+tenant = "contoso"
+workspace = "soc"
+[routes.fields]
+title = { direction = "both", wins = "defender" }
+severity = { wins = "sentinel" }
+[poll]
+defender_every = "250ms"
+sweep_every = "1d"
+"#;
+
+    fn parse(text: &str) -> Result<Config, ConfigErrors> {
+        parse_with(text, &BTreeMap::new())
+    }
+
+    fn parse_with(text: &str, env: &BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
+        Config::parse(text, env, &|path| match path.to_str() {
+            Some("secret") => Ok("hush-hush\n".into()),
+            Some("hooks") => Ok("whsec_AAECAwQFBgcICQoLDA0ODw==\n\nwhsec_AAECAwQFBgcICQoLDA0ODw\n".into()),
+            _ => Err(io::Error::new(io::ErrorKind::NotFound, "no such file")),
+        })
+    }
+
+    #[test]
+    fn a_good_file_is_read_whole() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.tenants[0].tenant_id, "84bd8158-6d4d-4958-8b9f-9d6445542f95");
+        assert_eq!(config.tenants[0].client_secret.expose_secret(), "hush-hush");
+        assert_eq!(config.tenants[0].graph_url.as_str(), "https://graph.microsoft.com/");
+        assert_eq!(config.workspaces[0].webhook_secrets.len(), 2);
+        let policy = &config.routes[0].policy;
+        assert_eq!(policy.of(Field::Title).direction, Direction::Both);
+        assert_eq!(policy.of(Field::Severity).wins, Winner::Sentinel);
+        assert_eq!(policy.of(Field::Severity).direction, Direction::Both);
+        assert_eq!(config.poll.defender_every, Duration::from_millis(250));
+        assert_eq!(config.poll.sentinel_every, Duration::from_secs(15));
+        assert!(!format!("{config:?}").contains("hush"), "secrets are not printed");
+        let env = BTreeMap::from([("LOCKSTEP_LISTEN".to_owned(), "[::]:9".to_owned())]);
+        assert_eq!(parse_with(GOOD, &env).unwrap().server.listen.port(), 9);
+        let env = BTreeMap::from([("LOCKSTEP_LISTEN".to_owned(), "here".to_owned())]);
+        let errors = parse_with(GOOD, &env).unwrap_err().to_string();
+        assert!(errors.starts_with("lockstep.toml: LOCKSTEP_LISTEN: must be an address"), "{errors}");
+    }
+
+    #[test]
+    fn each_mistake_has_its_place_and_its_cure() {
+        let cases = [
+            (
+                "client_id",
+                "client_ld",
+                "lockstep.toml:5:1: tenants[0].client_ld: unknown key; did you mean `client_id`?",
+            ),
+            (
+                "wins = \"sentinel\"",
+                "win = \"sentinel\"",
+                "lockstep.toml:20:14: routes[0].fields.severity.win: unknown key; did you mean `wins`?",
+            ),
+            (
+                "severity =",
+                "severty =",
+                "lockstep.toml:20:1: routes[0].fields.severty: unknown key; did you mean `severity`?",
+            ),
+            ("[poll]", "[pol]", "lockstep.toml:21:2: pol: unknown key; did you mean `poll`?"),
+            (
+                "84BD8158",
+                "84BD",
+                "lockstep.toml:4:13: tenants[0].tenant_id: must be a GUID, such as 84bd8158-6d4d-4958-8b9f-9d6445542f95",
+            ),
+            (
+                "\"250ms\"",
+                "10",
+                "lockstep.toml:22:18: poll.defender_every: must be text in quotes, not an integer",
+            ),
+            (
+                "\"250ms\"",
+                "\"ten\"",
+                "lockstep.toml:22:18: poll.defender_every: must be a whole number and a unit: ms, s, m, h or d, such as \"10s\"",
+            ),
+            (
+                "\"250ms\"",
+                "\"1ms\"",
+                "lockstep.toml:22:18: poll.defender_every: must be between 100ms and 86400s",
+            ),
+            (
+                "tenant = \"contoso\"\nsub",
+                "tenant = \"fabrikam\"\nsub",
+                "lockstep.toml:9:10: workspaces[0].tenant: there is no tenant called `fabrikam`; known: contoso",
+            ),
+            (
+                "workspace = \"soc\"",
+                "workspace = \"sec\"",
+                "lockstep.toml:17:13: routes[0].workspace: there is no workspace called `sec`; known: soc",
+            ),
+            (
+                "\"secret\"",
+                "\"gone\"",
+                "lockstep.toml:6:22: tenants[0].client_secret_file: `gone` cannot be read: no such file",
+            ),
+            (
+                "client_secret_file = \"secret\"",
+                "client_secret = \"\"",
+                "lockstep.toml:6:17: tenants[0].client_secret: is empty",
+            ),
+            (
+                "webhook_secrets_file = \"hooks\"",
+                "webhook_secrets = [\"whsec_AAEC\"]",
+                "lockstep.toml:13:19: workspaces[0].webhook_secrets: one of them has fewer than 16 bytes; make one with: echo whsec_$(openssl rand -base64 32)",
+            ),
+            (
+                "client_secret_file",
+                "graph_url = \"http://graph.example\"\nclient_secret_file",
+                "lockstep.toml:6:13: tenants[0].graph_url: must begin with `https://`: plain HTTP is for loopback addresses only",
+            ),
+            (
+                "client_secret_file",
+                "client_secret = \"hush\"\nclient_secret_file",
+                "lockstep.toml:7:22: tenants[0].client_secret_file: stands beside `client_secret`: keep one of the two",
+            ),
+            (
+                "client_secret_file",
+                "cloud = \"china\"\nclient_secret_file",
+                "lockstep.toml:17:10: routes[0].tenant: `contoso` is in the cloud `china`, where Graph has no incidents: it can only hold workspaces",
+            ),
+            (
+                "direction = \"both\"",
+                "direction = \"up\"",
+                "lockstep.toml:19:23: routes[0].fields.title.direction: must be one of: both, to-sentinel, to-defender, off",
+            ),
+            ("resource_group = \"Rg\"\n", "", "lockstep.toml:7:1: workspaces[0].resource_group: is missing"),
+        ];
+        for (from, to, wanted) in cases {
+            let errors = parse(&GOOD.replacen(from, to, 1)).unwrap_err();
+            assert!(errors.to_string().lines().any(|line| line == wanted), "wanted {wanted}\ngot {errors}");
+        }
+    }
+
+    #[test]
+    fn all_problems_come_at_once_in_the_order_of_the_file() {
+        let text = GOOD.replace("84BD", "x").replace("\"Rg\"", "7").replace("\"1d\"", "\"1y\"");
+        let doubled =
+            format!("{text}[[routes]]\nname = \"contoso-soc\"\ntenant = \"contoso\"\nworkspace = \"soc\"\n");
+        let errors = parse(&doubled).unwrap_err();
+        let keys: Vec<_> = errors.problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(
+            keys,
+            [
+                "tenants[0].tenant_id",
+                "workspaces[0].resource_group",
+                "poll.sweep_every",
+                "routes[1].name",
+                "routes[1].workspace",
+            ]
+        );
+        let syntax = parse("[store]\nurl = \"postgres://u:hush@h\n").unwrap_err().to_string();
+        assert!(syntax.starts_with("lockstep.toml:2:") && !syntax.contains("hush"), "{syntax}");
+    }
+}
