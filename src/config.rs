@@ -527,10 +527,9 @@ impl Reader<'_> {
         for nodes in [&tenant_nodes, &workspace_nodes, &route_nodes] {
             let mut taken = BTreeSet::new();
             for node in nodes {
-                if let Some(name) = node.get("name").and_then(|value| value.get_ref().as_str()) {
-                    if !taken.insert(name) {
-                        self.wrong(node, "name", &format!("`{name}` is taken: give each its own name"));
-                    }
+                let name = node.get("name").and_then(|value| value.get_ref().as_str());
+                if let Some(name) = name.filter(|name| !taken.insert(*name)) {
+                    self.wrong(node, "name", &format!("`{name}` is taken: give each its own name"));
                 }
             }
         }

@@ -153,11 +153,13 @@ mod tests {
         assert_eq!(verify(&[secret()], ID, SENT, SIGNED, BODY, at(1614265330)), Ok(()));
     }
 
+    type Case<'a> = (&'a str, &'a str, &'a str, &'a [u8], i64, Refusal);
+
     #[test]
     fn anything_else_is_refused() {
         let other = Secret::parse("AAECAwQFBgcICQoLDA0ODw").unwrap();
         let now = 1614265330;
-        let cases: &[(&str, &str, &str, &[u8], i64, Refusal)] = &[
+        let cases: &[Case<'_>] = &[
             ("another id", "msg_x", SIGNED, BODY, now, Refusal::Wrong),
             ("another body", ID, SIGNED, b"{}", now, Refusal::Wrong),
             (

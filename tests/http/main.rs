@@ -1,5 +1,6 @@
 //! The doors from outside: what is taken in, what is refused and with which answer, and that nothing refused is stored
 //! and nothing secret is logged.
+#![allow(clippy::unwrap_used)] // Helpers of tests; clippy only knows the test functions themselves.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -555,4 +556,27 @@ async fn every_answer_has_an_id_and_every_refusal_a_document() {
         assert_eq!(answer.status, status);
         assert_eq!(answer.headers["content-type"], "application/problem+json");
     }
+}
+
+#[tokio::test]
+async fn serving_ends_when_it_is_told_to_and_answers_first() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let (house, shutdown) = (House::new(), tokio_util::sync::CancellationToken::new());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(lockstep::http::serve(listener, house.router.clone(), shutdown.clone()));
+    let mut sender = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = "POST /notify/graph HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\nexpect: 100-continue\r\n\r\n";
+    sender.write_all(head.as_bytes()).await.unwrap();
+    // The service asks for the body: the request is in its hands when it is told to stop.
+    let mut asked = [0; 25];
+    sender.read_exact(&mut asked).await.unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
+    shutdown.cancel();
+    sender.write_all(br#"{"value":[]}"#).await.unwrap();
+    let mut answer = String::new();
+    sender.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}");
+    tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap().unwrap();
 }
