@@ -1,3 +1,14 @@
-//! The real things behind the ports.
+//! The real outside behind `ports`: Entra ID, Graph, Azure Resource Manager, the store, the clock. Only `main` and `cli`
+//! know that these exist.
 
+pub mod budget;
+pub mod call;
+pub mod clock;
+pub mod cloud;
+pub mod entra;
+pub mod gate;
+pub mod graph;
+pub mod lenient;
+pub mod sentinel;
 pub mod store;
+pub mod transport;

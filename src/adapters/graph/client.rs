@@ -1,0 +1,133 @@
+//! `ports::Defender` over Graph: three operations and a look for `lockstep check`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use reqwest::Method;
+use time::OffsetDateTime;
+use url::Url;
+
+use super::wire;
+use crate::adapters::call::{Call, Caller, Missing, Service, Shared};
+use crate::adapters::entra::TokenSource;
+use crate::adapters::lenient;
+use crate::domain::failure::Failure;
+use crate::domain::model::{DefenderIncident, DefenderPatch, Side};
+use crate::ports::{Defender, Page};
+
+/// Larger pages are refused.
+const PAGE: u32 = 50;
+
+static GRAPH: Service = Service {
+    side: Side::Defender,
+    name: "Graph",
+    // Without it 33 enum members, `awaitingAction` among them, arrive as `unknownFutureValue`.
+    headers: &[("Prefer", "include-unknown-enum-members")],
+    id_header: "client-request-id",
+    missing: |code| if code.is_some() { Missing::Incident } else { Missing::Unclear },
+    // The one place where a message is looked at: Graph's code is `Forbidden` for everything. A wrong guess costs a
+    // longer or a shorter hold, never a write.
+    speaks_of_role: |error| error.message.as_deref().is_some_and(|text| text.contains("application roles")),
+    cure: "give the application SecurityIncident.ReadWrite.All (application permission, with an administrator's \
+           consent); it can take minutes to arrive",
+    not_there: "check graph_url and cloud",
+};
+
+/// Where a tenant's incidents are.
+#[derive(Clone, Debug)]
+pub struct GraphSettings {
+    /// The cloud's Graph host, or what stands in for it.
+    pub graph_url: Url,
+    /// The cloud's token scope for Graph, whatever the host.
+    pub scope: String,
+    /// The tenant, in lower case.
+    pub tenant_id: String,
+}
+
+/// One tenant's incidents.
+pub struct GraphClient {
+    incidents: String,
+    base: Url,
+    tenant_id: String,
+    caller: Caller,
+}
+
+impl GraphClient {
+    /// Calls nothing yet.
+    pub fn new(settings: GraphSettings, tokens: Arc<TokenSource>, shared: Shared) -> Self {
+        let GraphSettings { graph_url, scope, tenant_id } = settings;
+        let incidents = format!("{}/v1.0/security/incidents", graph_url.as_str().trim_end_matches('/'));
+        let mut probe = graph_url.clone();
+        probe.set_path(&format!("{}/v1.0/security/incidents", graph_url.path().trim_end_matches('/')));
+        probe.set_query(Some("$top=1"));
+        let quota = shared.quotas.graph(&tenant_id, tokens.client_id());
+        let caller = Caller::new(&GRAPH, tenant_id.clone(), scope, probe, tokens, quota, shared);
+        Self { incidents, base: graph_url, tenant_id, caller }
+    }
+
+    /// Reads one short page: a line for `lockstep check --connect`.
+    pub async fn check(&self) -> Result<String, Failure> {
+        let url = self.url(&format!("{}?$top=1", self.incidents))?;
+        let answer = self.caller.send(Call { list: true, ..Call::read("check", url) }).await?;
+        let page = wire::page(&answer.body).map_err(|why| self.caller.unreadable(false, &why))?;
+        let seen = if page.records.is_empty() && page.unreadable.is_empty() {
+            "has no incidents yet"
+        } else {
+            "is readable"
+        };
+        Ok(format!(
+            "Graph answered at {}: tenant {} {seen}",
+            self.base.origin().ascii_serialization(),
+            self.tenant_id
+        ))
+    }
+
+    fn one(&self, id: &str) -> Result<Url, Failure> {
+        let segment = lenient::segment(id).ok_or_else(|| {
+            self.caller.never("odd-id", format!("no incident can be called {:?}", lenient::sentence(id, 80)))
+        })?;
+        self.url(&format!("{}/{segment}", self.incidents))
+    }
+
+    fn url(&self, text: &str) -> Result<Url, Failure> {
+        Url::parse(text)
+            .map_err(|error| self.caller.never("bad-url", format!("graph_url makes no URL: {error}")))
+    }
+}
+
+#[async_trait]
+impl Defender for GraphClient {
+    async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
+        let answer = self.caller.send(Call::read("incident-get", self.one(id)?)).await?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        wire::incident(&answer.body).map(Some).map_err(|why| self.caller.unreadable(false, &why))
+    }
+
+    async fn changed_since(
+        &self,
+        since: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<DefenderIncident>, Failure> {
+        let url = match next {
+            Some(next) => self.caller.next_page(&self.base, next)?,
+            None => self.url(&format!(
+                "{}?$filter=lastUpdateDateTime%20ge%20{}&$top={PAGE}",
+                self.incidents,
+                lenient::filter_instant(since)
+            ))?,
+        };
+        let answer = self.caller.send(Call::poll("incident-list", url)).await?;
+        wire::page(&answer.body).map_err(|why| self.caller.unreadable(false, &why))
+    }
+
+    async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {
+        let call = Call::write("incident-update", Method::PATCH, self.one(id)?, wire::patch(patch));
+        let answer = self.caller.send(call).await?;
+        if answer.status == 404 {
+            return Err(self.caller.status_failure(&answer, "Graph has no such incident to update"));
+        }
+        wire::incident(&answer.body).map_err(|why| self.caller.unreadable(true, &why))
+    }
+}

@@ -1,0 +1,7 @@
+//! Microsoft Defender XDR through the Graph security API. Facts: the v1.0 reference of `/security/incidents`, and
+//! what others have observed of it.
+
+mod client;
+mod wire;
+
+pub use client::{GraphClient, GraphSettings};

@@ -1,0 +1,96 @@
+//! Graph's JSON, read generously and written sparingly.
+
+use serde_json::{Map, Value, json};
+
+use crate::adapters::lenient;
+use crate::domain::model::{
+    DefenderClassification, DefenderDetermination, DefenderIncident, DefenderPatch, DefenderSays,
+    DefenderSeverity, DefenderStatus,
+};
+use crate::ports::Page;
+
+/// One incident, as GET and PATCH answer it.
+pub(super) fn incident(body: &[u8]) -> Result<DefenderIncident, String> {
+    read(&lenient::object(&lenient::text_of(body))?)
+}
+
+/// A page of the list. What cannot be read is named, and the rest goes on.
+pub(super) fn page(body: &[u8]) -> Result<Page<DefenderIncident>, String> {
+    let raw = lenient::page(body, "@odata.nextLink")?;
+    let mut page =
+        Page { records: Vec::with_capacity(raw.records.len()), next: raw.next, unreadable: Vec::new() };
+    for (position, record) in raw.records.iter().enumerate() {
+        match lenient::object(record.get()) {
+            Err(why) => page.unreadable.push((format!("#{position}"), why)),
+            Ok(object) => match read(&object) {
+                Ok(incident) => page.records.push(incident),
+                Err(why) => {
+                    let id = lenient::text(&object, "id").unwrap_or_else(|| format!("#{position}"));
+                    page.unreadable.push((id, why));
+                }
+            },
+        }
+    }
+    Ok(page)
+}
+
+/// Without an id or an instant there is nothing to go by. Everything else may be missing, null or of another type:
+/// a status or severity that says nothing is kept as a word that says nothing, which is never copied.
+fn read(object: &Map<String, Value>) -> Result<DefenderIncident, String> {
+    let word = |member: &str| lenient::text(object, member).unwrap_or_default();
+    let verdict = |member: &str| lenient::text(object, member).unwrap_or_else(|| "unknown".to_owned());
+    Ok(DefenderIncident {
+        id: lenient::text(object, "id").ok_or("no id")?,
+        says: DefenderSays {
+            title: lenient::text(object, "displayName"),
+            description: lenient::text(object, "description"),
+            severity: DefenderSeverity::parse(&word("severity")),
+            status: DefenderStatus::parse(&word("status")),
+            owner: lenient::text(object, "assignedTo"),
+            classification: DefenderClassification::parse(&verdict("classification")),
+            determination: DefenderDetermination::parse(&verdict("determination")),
+            resolving_comment: lenient::text(object, "resolvingComment"),
+            tags: lenient::texts(object, "customTags"),
+        },
+        created: lenient::instant(object, "createdDateTime"),
+        updated: lenient::instant(object, "lastUpdateDateTime").ok_or("no lastUpdateDateTime")?,
+        modified_by: lenient::text(object, "lastModifiedBy"),
+        web_url: lenient::text(object, "incidentWebUrl"),
+        redirect: lenient::text(object, "redirectIncidentId"),
+    })
+}
+
+/// The body of a PATCH: the members that the patch names, and no others.
+pub(super) fn patch(patch: &DefenderPatch) -> Vec<u8> {
+    // No `..`: a new member stops here until somebody thinks.
+    let DefenderPatch { title, description, severity, status, owner, verdict, resolving_comment, tags } =
+        patch;
+    let mut body = Map::new();
+    let mut say = |member: &str, value: Value| body.insert(member.to_owned(), value);
+    if let Some(title) = title {
+        say("displayName", json!(title));
+    }
+    if let Some(description) = description {
+        say("description", json!(description));
+    }
+    if let Some(severity) = severity {
+        say("severity", json!(severity.as_str()));
+    }
+    if let Some(status) = status {
+        say("status", json!(status.as_str()));
+    }
+    if let Some(owner) = owner {
+        say("assignedTo", json!(owner));
+    }
+    if let Some((classification, determination)) = verdict {
+        say("classification", json!(classification.as_str()));
+        say("determination", json!(determination.as_str()));
+    }
+    if let Some(comment) = resolving_comment {
+        say("resolvingComment", json!(comment));
+    }
+    if let Some(tags) = tags {
+        say("customTags", json!(tags));
+    }
+    Value::Object(body).to_string().into_bytes()
+}

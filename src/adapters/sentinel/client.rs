@@ -1,0 +1,174 @@
+//! `ports::Sentinel` over ARM: three operations and a look for `lockstep check`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use reqwest::Method;
+use time::OffsetDateTime;
+use url::Url;
+
+use super::wire;
+use crate::adapters::call::{Call, Caller, Missing, Service, Shared};
+use crate::adapters::entra::TokenSource;
+use crate::adapters::lenient;
+use crate::domain::failure::Failure;
+use crate::domain::model::{SentinelIncident, SentinelWrite, Side};
+use crate::ports::{Page, Sentinel};
+
+/// The version to ask for unless the configuration says otherwise. A newer one may be missing from a national cloud.
+pub const DEFAULT_API_VERSION: &str = "2025-09-01";
+
+/// Records per page; the service allows 1,000, but a page should be read well within the timeout.
+const PAGE: u32 = 200;
+
+static ARM: Service = Service {
+    side: Side::Sentinel,
+    name: "Azure Resource Manager",
+    headers: &[],
+    id_header: "x-ms-client-request-id",
+    // `ResourceNotFound` speaks of the workspace, and so do the codes for groups and subscriptions; whatever else a
+    // 404 says, the list can tell.
+    missing: |code| match code {
+        Some("NotFound" | "IncidentNotFound") => Missing::Incident,
+        _ => Missing::Unclear,
+    },
+    speaks_of_role: |error| {
+        let code = error.code.as_deref().unwrap_or_default();
+        matches!(code, "AuthorizationFailed" | "LinkedAuthorizationFailed")
+    },
+    cure: "give the application Microsoft Sentinel Responder on the workspace's resource group; it can take ten \
+           minutes to arrive",
+    not_there: "check subscription_id, resource_group and workspace_name, and that Sentinel is enabled there",
+};
+
+/// Where a workspace is.
+#[derive(Clone, Debug)]
+pub struct SentinelSettings {
+    /// The cloud's ARM host, or what stands in for it.
+    pub arm_url: Url,
+    /// The cloud's token scope for ARM, whatever the host.
+    pub scope: String,
+    /// The subscription's id.
+    pub subscription_id: String,
+    /// The resource group's name.
+    pub resource_group: String,
+    /// The workspace's name.
+    pub workspace_name: String,
+    /// `DEFAULT_API_VERSION`, or what this cloud has.
+    pub api_version: String,
+}
+
+impl SentinelSettings {
+    /// The workspace's resource id in lower case, as links and subjects know it.
+    pub fn workspace(&self) -> String {
+        format!(
+            "/subscriptions/{}/resourcegroups/{}/providers/microsoft.operationalinsights/workspaces/{}",
+            self.subscription_id, self.resource_group, self.workspace_name
+        )
+        .to_lowercase()
+    }
+}
+
+/// One workspace's incidents.
+pub struct SentinelClient {
+    incidents: String,
+    base: Url,
+    api_version: String,
+    workspace_name: String,
+    caller: Caller,
+}
+
+impl SentinelClient {
+    /// Calls nothing yet.
+    pub fn new(settings: SentinelSettings, tokens: Arc<TokenSource>, shared: Shared) -> Self {
+        let workspace = settings.workspace();
+        let SentinelSettings { arm_url, scope, subscription_id, resource_group, workspace_name, api_version } =
+            settings;
+        // A name that no path can hold becomes one that no workspace has, and the service says so.
+        let part = |name: &str| lenient::segment(name).unwrap_or_else(|| "_".to_owned());
+        let path = format!(
+            "/subscriptions/{}/resourceGroups/{}/providers/Microsoft.OperationalInsights/workspaces/{}\
+             /providers/Microsoft.SecurityInsights/incidents",
+            part(&subscription_id),
+            part(&resource_group),
+            part(&workspace_name)
+        );
+        let incidents = format!("{}{path}", arm_url.as_str().trim_end_matches('/'));
+        let api_version = part(&api_version);
+        let mut probe = arm_url.clone();
+        probe.set_path(&format!("{}{path}", arm_url.path().trim_end_matches('/')));
+        probe.set_query(Some(&format!("api-version={api_version}&$top=1")));
+        let quota = shared.quotas.arm(&subscription_id, tokens.tenant_id(), tokens.client_id());
+        let caller = Caller::new(&ARM, workspace, scope, probe, tokens, quota, shared);
+        Self { incidents, base: arm_url, api_version, workspace_name, caller }
+    }
+
+    /// Reads one short page: a line for `lockstep check --connect`.
+    pub async fn check(&self) -> Result<String, Failure> {
+        let url = self.url(&format!("{}?api-version={}&$top=1", self.incidents, self.api_version))?;
+        let answer = self.caller.send(Call { list: true, ..Call::read("check", url) }).await?;
+        let page = wire::page(&answer.body).map_err(|why| self.caller.unreadable(false, &why))?;
+        let seen = if page.records.is_empty() && page.unreadable.is_empty() {
+            "has no incidents yet"
+        } else {
+            "is readable"
+        };
+        Ok(format!(
+            "Azure Resource Manager answered at {}: workspace {} {seen}",
+            self.base.origin().ascii_serialization(),
+            self.workspace_name
+        ))
+    }
+
+    fn one(&self, name: &str) -> Result<Url, Failure> {
+        let segment = lenient::segment(name).ok_or_else(|| {
+            self.caller
+                .never("odd-id", format!("no incident can be called {:?}", lenient::sentence(name, 80)))
+        })?;
+        self.url(&format!("{}/{segment}?api-version={}", self.incidents, self.api_version))
+    }
+
+    fn url(&self, text: &str) -> Result<Url, Failure> {
+        Url::parse(text)
+            .map_err(|error| self.caller.never("bad-url", format!("arm_url makes no URL: {error}")))
+    }
+}
+
+#[async_trait]
+impl Sentinel for SentinelClient {
+    async fn incident(&self, name: &str) -> Result<Option<SentinelIncident>, Failure> {
+        let answer = self.caller.send(Call::read("incident-get", self.one(name)?)).await?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        wire::incident(&answer.body).map(Some).map_err(|why| self.caller.unreadable(false, &why))
+    }
+
+    async fn changed_since(
+        &self,
+        since: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<SentinelIncident>, Failure> {
+        let url = match next {
+            Some(next) => self.caller.next_page(&self.base, next)?,
+            None => self.url(&format!(
+                "{}?api-version={}&$filter=properties/lastModifiedTimeUtc%20ge%20{}\
+                 &$orderby=properties/lastModifiedTimeUtc%20asc&$top={PAGE}",
+                self.incidents,
+                self.api_version,
+                lenient::filter_instant(since)
+            ))?,
+        };
+        let answer = self.caller.send(Call::poll("incident-list", url)).await?;
+        wire::page(&answer.body).map_err(|why| self.caller.unreadable(false, &why))
+    }
+
+    async fn put(&self, name: &str, write: &SentinelWrite) -> Result<SentinelIncident, Failure> {
+        let call = Call::write("incident-put", Method::PUT, self.one(name)?, wire::put(write));
+        let answer = self.caller.send(call).await?;
+        if answer.status == 404 {
+            return Err(self.caller.status_failure(&answer, "there is no such incident to update"));
+        }
+        wire::incident(&answer.body).map_err(|why| self.caller.unreadable(true, &why))
+    }
+}

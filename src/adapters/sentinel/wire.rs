@@ -1,0 +1,160 @@
+//! Sentinel's JSON, read generously and written whole: what a PUT leaves out may be cleared.
+
+use serde_json::{Map, Value, json};
+
+use crate::adapters::lenient;
+use crate::domain::model::{
+    Label, SentinelClassification, SentinelIncident, SentinelOwner, SentinelReason, SentinelSays,
+    SentinelSeverity, SentinelStatus, SentinelWrite,
+};
+use crate::ports::Page;
+
+/// One incident, as GET and PUT answer it.
+pub(super) fn incident(body: &[u8]) -> Result<SentinelIncident, String> {
+    read(&lenient::object(&lenient::text_of(body))?)
+}
+
+/// A page of the list. What cannot be read is named, and the rest goes on.
+pub(super) fn page(body: &[u8]) -> Result<Page<SentinelIncident>, String> {
+    let raw = lenient::page(body, "nextLink")?;
+    let mut page =
+        Page { records: Vec::with_capacity(raw.records.len()), next: raw.next, unreadable: Vec::new() };
+    for (position, record) in raw.records.iter().enumerate() {
+        match lenient::object(record.get()) {
+            Err(why) => page.unreadable.push((format!("#{position}"), why)),
+            Ok(object) => match read(&object) {
+                Ok(incident) => page.records.push(incident),
+                Err(why) => {
+                    page.unreadable.push((name_of(&object).unwrap_or_else(|| format!("#{position}")), why))
+                }
+            },
+        }
+    }
+    Ok(page)
+}
+
+fn name_of(object: &Map<String, Value>) -> Option<String> {
+    lenient::text(object, "name").or_else(|| {
+        lenient::text(object, "id")?.rsplit('/').next().map(str::to_owned).filter(|name| !name.is_empty())
+    })
+}
+
+/// Without a name, an etag and an instant an update could not be guarded; title, severity and status are what the
+/// service requires of a PUT, and an incident without them could not be written back.
+fn read(object: &Map<String, Value>) -> Result<SentinelIncident, String> {
+    let Some(Value::Object(properties)) = object.get("properties") else {
+        return Err("no properties".to_owned());
+    };
+    let needed = |member: &str| lenient::text(properties, member).ok_or_else(|| format!("no {member}"));
+    let owner = properties.get("owner").and_then(Value::as_object);
+    let of_owner = |member: &str| owner.and_then(|owner| lenient::text(owner, member));
+    Ok(SentinelIncident {
+        name: name_of(object).ok_or("no name")?,
+        etag: lenient::text(object, "etag").ok_or("no etag")?,
+        says: SentinelSays {
+            title: needed("title")?,
+            description: lenient::text(properties, "description"),
+            severity: SentinelSeverity::parse(&needed("severity")?),
+            status: SentinelStatus::parse(&needed("status")?),
+            owner: SentinelOwner {
+                object_id: of_owner("objectId"),
+                email: of_owner("email"),
+                upn: of_owner("userPrincipalName"),
+                name: of_owner("assignedTo"),
+            },
+            classification: lenient::text(properties, "classification")
+                .map(|word| SentinelClassification::parse(&word)),
+            reason: lenient::text(properties, "classificationReason")
+                .map(|word| SentinelReason::parse(&word)),
+            comment: lenient::text(properties, "classificationComment"),
+            labels: labels(properties),
+        },
+        first_activity: lenient::text(properties, "firstActivityTimeUtc"),
+        last_activity: lenient::text(properties, "lastActivityTimeUtc"),
+        modified: lenient::instant(properties, "lastModifiedTimeUtc").ok_or("no lastModifiedTimeUtc")?,
+        provider: lenient::text(properties, "providerName"),
+        provider_incident_id: lenient::text(properties, "providerIncidentId"),
+        url: lenient::text(properties, "incidentUrl"),
+    })
+}
+
+fn labels(properties: &Map<String, Value>) -> Vec<Label> {
+    let Some(Value::Array(labels)) = properties.get("labels") else { return Vec::new() };
+    labels
+        .iter()
+        .filter_map(|label| {
+            let label = label.as_object()?;
+            let auto = lenient::text(label, "labelType")
+                .is_some_and(|kind| kind.eq_ignore_ascii_case("AutoAssigned"));
+            Some(Label { name: lenient::text(label, "labelName")?, auto })
+        })
+        .collect()
+}
+
+/// The body of a PUT.
+///
+/// Whether a left-out member is cleared or kept is not documented, so nothing that has a value is left out, and text
+/// that was cleared is sent empty on an update. A missing classification or reason is left out: both mean something
+/// only while Closed, and an open incident has none.
+pub(super) fn put(write: &SentinelWrite) -> Vec<u8> {
+    // No `..`: a new member stops here until somebody thinks.
+    let SentinelWrite { etag, says, first_activity, last_activity } = write;
+    let SentinelSays { title, description, severity, status, owner, classification, reason, comment, labels } =
+        says;
+    let updating = etag.is_some();
+    let mut properties = Map::new();
+    let mut say = |member: &str, value: Value| properties.insert(member.to_owned(), value);
+    say("title", json!(title));
+    if updating || description.is_some() {
+        say("description", json!(description.as_deref().unwrap_or_default()));
+    }
+    say("severity", json!(severity.as_str()));
+    say("status", json!(status.as_str()));
+    if updating || *owner != SentinelOwner::default() {
+        say("owner", owner_of(owner));
+    }
+    if let Some(classification) = classification {
+        say("classification", json!(classification.as_str()));
+    }
+    if let Some(reason) = reason {
+        say("classificationReason", json!(reason.as_str()));
+    }
+    if comment.is_some() || (updating && classification.is_some()) {
+        say("classificationComment", json!(comment.as_deref().unwrap_or_default()));
+    }
+    say("labels", labels.iter().map(label_of).collect());
+    if let Some(at) = first_activity {
+        say("firstActivityTimeUtc", json!(at));
+    }
+    if let Some(at) = last_activity {
+        say("lastActivityTimeUtc", json!(at));
+    }
+    let mut body = Map::new();
+    if let Some(etag) = etag {
+        body.insert("etag".to_owned(), json!(etag));
+    }
+    body.insert("properties".to_owned(), Value::Object(properties));
+    Value::Object(body).to_string().into_bytes()
+}
+
+/// The members that are there; nulls for nobody.
+fn owner_of(owner: &SentinelOwner) -> Value {
+    let SentinelOwner { object_id, email, upn, name } = owner;
+    let members =
+        [("objectId", object_id), ("email", email), ("userPrincipalName", upn), ("assignedTo", name)];
+    let nobody = members.iter().all(|(_, value)| value.is_none());
+    members
+        .into_iter()
+        .filter(|(_, value)| nobody || value.is_some())
+        .map(|(member, value)| (member.to_owned(), json!(value)))
+        .collect()
+}
+
+fn label_of(label: &Label) -> Value {
+    // `labelType` is the service's to set, except that a system label must come back as it was.
+    if label.auto {
+        json!({"labelName": label.name, "labelType": "AutoAssigned"})
+    } else {
+        json!({"labelName": label.name})
+    }
+}
