@@ -146,9 +146,10 @@ impl Caller {
     /// Makes the call. `Ok` is a success with a body that is not a gateway's page, or a 404 that means the incident.
     pub(crate) async fn send(&self, call: Call) -> Result<Answer, Failure> {
         let write = call.body.is_some();
-        let throttled = self.quota.throttle.remaining();
+        let throttled = self.quota.throttle.until();
         self.gate.throttled(throttled);
-        if let Some(wait) = throttled {
+        if let Some(until) = throttled {
+            let wait = until.saturating_duration_since(Instant::now());
             let message = format!("{} asked us to wait", self.service.name);
             return Err(self.failure(Class::Retry { wait: Some(wait) }, "throttled", message, Effect::None));
         }
@@ -179,7 +180,7 @@ impl Caller {
                 let guess = Duration::from_secs(if status == 429 { 5 } else { 1 });
                 let told = answer.retry_after(self.shared.clock.now());
                 let wait = self.quota.throttle.close(told, guess);
-                self.gate.throttled(Some(wait));
+                self.gate.throttled(self.quota.throttle.until());
                 let effect = effect_of(status, write);
                 let class = Class::Retry { wait: Some(wait) };
                 Err(self.failure(class, "throttled", self.describe(&call, &answer), effect))

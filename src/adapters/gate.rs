@@ -30,10 +30,10 @@ struct Throttled {
 }
 
 impl Throttle {
-    /// How long still.
-    pub(crate) fn remaining(&self) -> Option<Duration> {
+    /// Until when, while it holds.
+    pub(crate) fn until(&self) -> Option<Instant> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.until?.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+        state.until.filter(|until| *until > Instant::now())
     }
 
     /// The service said "later": when, or `None` if it did not say. Returns the wait that now holds.
@@ -177,15 +177,14 @@ impl Gate {
         self.report(state);
     }
 
-    /// Tells the observer of a throttle that holds for this much longer, or of none. The throttle itself is shared
+    /// Tells the observer of a throttle that holds until then, or of none. The throttle itself is shared
     /// with other scopes and knows no observer.
-    pub(crate) fn throttled(&self, remaining: Option<Duration>) {
+    pub(crate) fn throttled(&self, until: Option<Instant>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if remaining.is_none() && state.throttled.is_none() {
-            return;
+        if until != state.throttled {
+            state.throttled = until;
+            self.report(state);
         }
-        state.throttled = remaining.map(|wait| Instant::now() + wait);
-        self.report(state);
     }
 
     fn report(&self, mut state: MutexGuard<'_, State>) {
@@ -300,10 +299,10 @@ mod tests {
         let throttle = Throttle::default();
         assert_eq!(throttle.close(Some(Duration::from_secs(12)), Duration::from_secs(5)).as_secs(), 12);
         assert_eq!(throttle.close(Some(Duration::from_secs(2)), Duration::from_secs(5)).as_secs(), 12);
-        assert_eq!(throttle.remaining(), Some(Duration::from_secs(12)));
+        assert_eq!(throttle.until(), Some(Instant::now() + Duration::from_secs(12)));
         for guess in [5, 10, 20] {
             tokio::time::advance(Duration::from_secs(60)).await;
-            assert_eq!(throttle.remaining(), None);
+            assert_eq!(throttle.until(), None);
             assert_eq!(throttle.close(None, Duration::from_secs(5)), Duration::from_secs(guess));
             assert_eq!(throttle.close(None, Duration::from_secs(5)), Duration::from_secs(guess), "in flight");
         }

@@ -12,3 +12,6 @@ pub mod lenient;
 pub mod sentinel;
 pub mod store;
 pub mod transport;
+
+#[cfg(test)]
+mod tests;
