@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::budget::{Quota, Quotas, Urgency};
 use super::entra::{Token, TokenFailure, TokenSource};
 use super::gate::{Gate, Pass, Reach};
-use super::lenient;
+use super::lenient::{self, Unreadable};
 use super::transport::{Answer, Broken, Transport};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::Side;
@@ -202,11 +202,16 @@ impl Caller {
         }
     }
 
-    /// A success whose body cannot be used. For a write nobody knows what it says.
-    pub(crate) fn unreadable(&self, call_was_write: bool, why: &str) -> Failure {
-        let message =
-            format!("{} answered something unreadable: {}", self.service.name, lenient::sentence(why, 200));
-        self.failure(Class::Retry { wait: None }, "unreadable", message, after(call_was_write))
+    /// A success whose body cannot be used. For a write nobody knows what it says; a record that is read and lacks
+    /// what we need is for a person to look at.
+    pub(crate) fn unreadable(&self, write: bool, why: &Unreadable) -> Failure {
+        let (class, why) = match why {
+            Unreadable::Lacking(why) if !write => (Class::Permanent, why),
+            Unreadable::Lacking(why) | Unreadable::Garbled(why) => (Class::Retry { wait: None }, why),
+        };
+        let why = lenient::sentence(why, 200);
+        let message = format!("{} answered something unreadable: {why}", self.service.name);
+        self.failure(class, "unreadable", message, after(write))
     }
 
     /// A request that is wrong before it is sent.

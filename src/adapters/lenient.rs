@@ -19,6 +19,15 @@ pub(crate) struct RawPage {
     pub(crate) next: Option<String>,
 }
 
+/// Why an answer of success cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// It is no JSON object: broken on its way, or somebody else's. The next one may be better.
+    Garbled(String),
+    /// It lacks what we cannot do without, and will the next time too.
+    Lacking(String),
+}
+
 /// The answer's bytes as text that a JSON reader takes: UTF-8, without a byte order mark, without lone surrogates.
 pub(crate) fn text_of(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);

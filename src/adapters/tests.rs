@@ -372,6 +372,18 @@ async fn documented_and_observed_answers_are_read() {
         "the link is followed unchanged"
     );
 
+    for (name, status) in [
+        ("awaiting-action", DefenderStatus::AwaitingAction),
+        ("new-minimal", DefenderStatus::Active),
+        ("redirected", DefenderStatus::Redirected),
+    ] {
+        let incident = fixture(&format!("graph/incident-{name}.response.json"));
+        let redirect = incident["redirectIncidentId"].as_str().map(str::to_owned);
+        stage.play(move |asked| (!asked.is_token()).then(|| Reply::json(200, &incident)));
+        let read = stage.graph.incident("1").await.unwrap().expect(name);
+        assert_eq!((read.says.status, read.redirect), (status, redirect), "{name}");
+    }
+
     let older = fixture("graph/incident-list-older-text.response.json");
     stage.play(move |asked| asked.target.contains("incidents?").then(|| Reply::json(200, &older)));
     let page = stage.graph.changed_since(since, None).await.unwrap();
@@ -562,6 +574,43 @@ async fn documented_errors_of_resource_manager_are_understood() {
             assert!(read.unwrap_err().message.contains("workspace_name"));
         }
     }
+}
+
+#[tokio::test]
+async fn documented_errors_of_graph_are_understood() {
+    let retry = Class::Retry { wait: None };
+    for (name, class) in [
+        ("400-top-too-large-incidents", Class::Permanent),
+        ("401-token-expired", Class::Auth),
+        ("403-missing-role-incidents", Class::Auth),
+        ("404-incident", Class::Permanent),
+        ("429-throttled-fractional", Class::Retry { wait: Some(Duration::from_millis(2128)) }),
+        ("429-without-retry-after", Class::Retry { wait: Some(Duration::from_secs(5)) }),
+        ("500-internal", retry),
+        ("lower-case-innererror", Class::Permanent),
+    ] {
+        let stage = Stage::new().await;
+        let case = fixture(&format!("graph/errors/{name}.json"));
+        stage.play(move |asked| {
+            let status = u16::try_from(case["status"].as_u64().unwrap()).unwrap();
+            let reply = Reply::json(status, &case["body"]);
+            let told = case["headers"]["Retry-After"].as_str();
+            let reply = told.into_iter().fold(reply, |reply, wait| reply.header("retry-after", wait));
+            (!asked.is_token()).then_some(reply)
+        });
+        let failure = stage.graph.update("1", &a_patch()).await.expect_err(name);
+        assert_eq!(failure.class, class, "{name}: {failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_without_its_essentials_is_parked_when_read_and_in_doubt_when_written() {
+    let stage = Stage::new().await;
+    stage.play(|asked| (!asked.is_token()).then(|| Reply::json(200, &json!({"id": "1", "name": "1"}))));
+    let read = stage.graph.incident("1").await.expect_err("no lastUpdateDateTime");
+    assert_eq!((read.class, read.effect), (Class::Permanent, Effect::None), "{read}");
+    let write = stage.sentinel.put("1", &a_write()).await.expect_err("no etag");
+    assert_eq!((write.class, write.effect), (Class::Retry { wait: None }, Effect::Unknown), "{write}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::adapters::lenient;
+use crate::adapters::lenient::{self, Unreadable};
 use crate::domain::model::{
     DefenderClassification, DefenderDetermination, DefenderIncident, DefenderPatch, DefenderSays,
     DefenderSeverity, DefenderStatus,
@@ -10,13 +10,14 @@ use crate::domain::model::{
 use crate::ports::Page;
 
 /// One incident, as GET and PATCH answer it.
-pub(super) fn incident(body: &[u8]) -> Result<DefenderIncident, String> {
-    read(&lenient::object(&lenient::text_of(body))?)
+pub(super) fn incident(body: &[u8]) -> Result<DefenderIncident, Unreadable> {
+    let object = lenient::object(&lenient::text_of(body)).map_err(Unreadable::Garbled)?;
+    read(&object).map_err(Unreadable::Lacking)
 }
 
 /// A page of the list. What cannot be read is named, and the rest goes on.
-pub(super) fn page(body: &[u8]) -> Result<Page<DefenderIncident>, String> {
-    let raw = lenient::page(body, "@odata.nextLink")?;
+pub(super) fn page(body: &[u8]) -> Result<Page<DefenderIncident>, Unreadable> {
+    let raw = lenient::page(body, "@odata.nextLink").map_err(Unreadable::Garbled)?;
     let mut page =
         Page { records: Vec::with_capacity(raw.records.len()), next: raw.next, unreadable: Vec::new() };
     for (position, record) in raw.records.iter().enumerate() {
