@@ -864,6 +864,22 @@ async fn entras_refusals_name_their_cure_and_never_the_secret() {
     assert_eq!(stage.asked.lock().unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn a_proxy_carries_what_is_not_on_loopback() {
+    let stage = Stage::new().await;
+    let proxy = stage.url.to_string();
+    let variable = move |name: &str| (name == "http_proxy").then(|| proxy.clone());
+    let transport = Transport::build(&ClientOptions::default(), variable).unwrap();
+    for url in ["http://graph.example.invalid/far".to_owned(), format!("{}near", stage.url)] {
+        transport.send(transport.request(reqwest::Method::GET, Url::parse(&url).unwrap())).await.unwrap();
+    }
+    let hosts: Vec<_> = stage.calls().into_iter().map(|call| call.headers["host"].clone()).collect();
+    assert_eq!(hosts, ["graph.example.invalid".to_owned(), stage.url.authority().to_owned()]);
+    let dead = |name: &str| (name == "ALL_PROXY").then(|| "http://127.0.0.1:9".to_owned());
+    let transport = Transport::build(&ClientOptions::default(), dead).unwrap();
+    transport.send(transport.request(reqwest::Method::GET, stage.url.clone())).await.unwrap();
+}
+
 /// A private root, as a proxy or the emulator has one, is trusted when it is named and only then.
 #[cfg(feature = "emulator")]
 #[tokio::test]

@@ -69,8 +69,15 @@ pub(crate) enum Broken {
 }
 
 impl Transport {
-    /// Builds the client.
+    /// Builds the client. Proxies are taken from the usual environment variables.
     pub fn new(options: &ClientOptions) -> Result<Self, TransportError> {
+        Self::build(options, |name| std::env::var(name).ok())
+    }
+
+    pub(crate) fn build(
+        options: &ClientOptions,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, TransportError> {
         let wrong = |error: reqwest::Error| TransportError(chain(&error));
         let mut builder = reqwest::Client::builder()
             .user_agent(&options.user_agent)
@@ -80,7 +87,11 @@ impl Transport {
             // Not even after a refusal that is known to be safe: the caller counts every attempt.
             .retry(reqwest::retry::never())
             .pool_idle_timeout(Duration::from_secs(60))
-            .tls_backend_rustls();
+            .tls_backend_rustls()
+            .no_proxy();
+        for proxy in proxies(variable).map_err(wrong)? {
+            builder = builder.proxy(proxy);
+        }
         if let Some(pem) = &options.extra_ca {
             let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(wrong)?;
             if certificates.is_empty() {
@@ -115,6 +126,23 @@ impl Transport {
         }
         Ok(answer)
     }
+}
+
+/// The proxies that the environment names. reqwest would read the same variables, but send loopback through them too,
+/// where no proxy finds the emulator.
+fn proxies(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<reqwest::Proxy>, reqwest::Error> {
+    let named =
+        |names: &[&str]| names.iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));
+    let direct = format!("{},localhost,127.0.0.1,::1", named(&["NO_PROXY", "no_proxy"]).unwrap_or_default());
+    let mut proxies = Vec::new();
+    // `HTTP_PROXY` in capitals is left out, as curl does: a CGI client can set it by a header.
+    if let Some(proxy) = named(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]) {
+        proxies.push(reqwest::Proxy::https(proxy)?);
+    }
+    if let Some(proxy) = named(&["http_proxy", "ALL_PROXY", "all_proxy"]) {
+        proxies.push(reqwest::Proxy::http(proxy)?);
+    }
+    Ok(proxies.into_iter().map(|proxy| proxy.no_proxy(reqwest::NoProxy::from_string(&direct))).collect())
 }
 
 fn broken(error: reqwest::Error) -> Broken {
