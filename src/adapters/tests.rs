@@ -642,11 +642,23 @@ async fn a_refused_token_is_replaced_once() {
     stage.calls();
     age_tokens().await;
     let (one, two) = tokio::join!(stage.graph.incident("1"), stage.graph.incident("2"));
-    assert!(one.is_err() && two.is_err(), "an empty page is no incident, but it was served");
+    let codes =
+        [one, two].map(|read| read.expect_err("an empty page is no incident, but it was served").code);
+    assert_eq!(codes, ["unreadable", "unreadable"]);
     let asked = std::mem::take(&mut *stage.asked.lock().unwrap());
     assert_eq!(asked.iter().filter(|asked| asked.is_token()).count(), 1, "one fetch for both");
     assert_eq!(asked.len(), 1 + 4, "each call is repeated once");
     assert!(stage.notes.gates().is_empty());
+}
+
+#[tokio::test]
+async fn a_young_token_that_is_refused_is_not_fetched_again() {
+    let stage = Stage::new().await;
+    stage.play(|asked| (!asked.is_token()).then(|| Reply::json(401, &json!({"error": {"code": "No"}}))));
+    assert_eq!(stage.graph.incident("1").await.expect_err("refused").class, Class::Auth);
+    let asked = stage.asked.lock().unwrap().clone();
+    assert_eq!(asked.iter().filter(|asked| asked.is_token()).count(), 1);
+    assert_eq!(asked.len(), 3, "the token, the call, and a look at the list");
 }
 
 /// Lets a fetched token grow old enough to be worth replacing.
