@@ -3,3 +3,9 @@
 
 pub mod health;
 pub mod intake;
+pub mod metrics;
+pub mod poll;
+pub mod reconcile;
+pub mod routes;
+pub mod sweep;
+pub mod worker;

@@ -1,0 +1,405 @@
+//! Pollers: one per Defender tenant, one per workspace. Graph has no push for incidents, so this is where most hints
+//! come from. A step drains every page since the watermark, stores a hint for each record whose version nobody knows,
+//! and only then moves the watermark.
+//!
+//! Each poll looks back a little further than the watermark, because a change list may lag; records seen in that
+//! overlap before are remembered in memory, so that they fill neither the queue nor the budget.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::metrics::Metrics;
+use crate::app::reconcile::store_failure;
+use crate::app::routes::Routes;
+use crate::domain::failure::{Class, Failure};
+use crate::domain::model::{DefenderIncident, SentinelIncident, Side};
+use crate::domain::plan::{LinkState, format_instant, parse_instant};
+use crate::domain::retry::HELD_DELAY;
+use crate::ports::{Clock, Defender, Fence, Held, Hint, LinkRecord, Page, Sentinel, Store, Subject};
+
+/// How long a poller's fence lasts; prolonged with every page.
+const FENCE_FOR: Duration = Duration::from_secs(60);
+/// The watermark stays this far behind the start of the poll: two clocks.
+const MARGIN: Duration = Duration::from_secs(5);
+/// After this many empty polls in a row the interval stretches.
+const EMPTY_POLLS: u32 = 10;
+/// The longest pause after failures in a row.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// No change list has this many pages; one that does goes round in circles.
+const MOST_PAGES: u32 = 10_000;
+
+/// How a poller goes about it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PollOptions {
+    /// From one poll to the next.
+    pub interval: Duration,
+    /// How far each poll looks back behind the watermark.
+    pub overlap: Duration,
+    /// How far the first poll looks back. A new deployment copies what changed within it.
+    pub backfill: Duration,
+    /// How many times the interval an idle poller may wait; 1 keeps it steady.
+    pub stretch: f64,
+}
+
+impl PollOptions {
+    /// Defender: incidents show in the list late at times, so the overlap is wide.
+    pub const DEFENDER: Self = Self {
+        interval: Duration::from_secs(5),
+        overlap: Duration::from_secs(5 * 60),
+        backfill: Duration::from_secs(7 * 24 * 60 * 60),
+        stretch: 3.0,
+    };
+    /// Sentinel.
+    pub const SENTINEL: Self = Self { overlap: Duration::from_secs(2 * 60), ..Self::DEFENDER };
+}
+
+/// Who is told how each poll ended: side, tenant or workspace, what went wrong if anything, and when.
+pub type PollWatch = Arc<dyn Fn(Side, &str, Result<(), &str>, OffsetDateTime) + Send + Sync>;
+
+/// What a poll came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Polled {
+    /// The change list was read to its end.
+    Drained {
+        /// How many hints were stored.
+        hints: usize,
+        /// How many pages were read.
+        pages: u32,
+    },
+    /// Another replica polls this one.
+    NotOurs,
+    /// It broke off. The watermark stays.
+    Failed(Failure),
+}
+
+/// The system that is polled.
+#[derive(Clone)]
+pub enum Source {
+    /// A tenant's Defender.
+    Defender(Arc<dyn Defender>),
+    /// A workspace's Sentinel.
+    Sentinel(Arc<dyn Sentinel>),
+}
+
+/// One poller.
+pub struct Poller {
+    store: Arc<dyn Store>,
+    routes: Arc<Routes>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    watch: PollWatch,
+    options: PollOptions,
+    source: Source,
+    scope: String,
+    pace: Pace,
+    /// What was seen within the overlap: id to version, and when that version came to be.
+    seen: HashMap<String, (String, OffsetDateTime)>,
+}
+
+/// One record of either change list.
+struct Changed {
+    id: String,
+    version: String,
+    at: OffsetDateTime,
+}
+
+impl From<DefenderIncident> for Changed {
+    fn from(incident: DefenderIncident) -> Self {
+        Self { version: format_instant(incident.updated), at: incident.updated, id: incident.id }
+    }
+}
+
+impl From<SentinelIncident> for Changed {
+    fn from(incident: SentinelIncident) -> Self {
+        Self { version: incident.etag, at: incident.modified, id: incident.name }
+    }
+}
+
+fn changed<T: Into<Changed>>(page: Page<T>) -> Page<Changed> {
+    let records = page.records.into_iter().map(Into::into).collect();
+    Page { records, next: page.next, unreadable: page.unreadable }
+}
+
+/// The name of the stored value that asks a poller to look back once to this instant. The sweep sets it.
+pub fn look_back_name(side: Side, scope: &str) -> String {
+    format!("look-back:{side}:{scope}")
+}
+
+/// The name of a poller's watermark and of its fence.
+pub fn poller_name(side: Side, scope: &str) -> String {
+    format!("poll:{side}:{scope}")
+}
+
+impl Poller {
+    /// Every poller of a deployment.
+    pub fn all(
+        store: &Arc<dyn Store>,
+        routes: &Arc<Routes>,
+        clock: &Arc<dyn Clock>,
+        metrics: &Metrics,
+        watch: &PollWatch,
+        (defender, sentinel): (PollOptions, PollOptions),
+    ) -> Vec<Self> {
+        let poller = |scope: &str, source: Source, options: PollOptions| Self {
+            store: store.clone(),
+            routes: routes.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            watch: watch.clone(),
+            options,
+            source,
+            scope: scope.to_owned(),
+            pace: Pace::default(),
+            seen: HashMap::new(),
+        };
+        let tenants = routes.tenants().map(|(id, side)| poller(id, Source::Defender(side.clone()), defender));
+        let workspaces =
+            routes.workspaces().map(|(id, side)| poller(id, Source::Sentinel(side.clone()), sentinel));
+        tenants.chain(workspaces).collect()
+    }
+
+    fn side(&self) -> Side {
+        match self.source {
+            Source::Defender(_) => Side::Defender,
+            Source::Sentinel(_) => Side::Sentinel,
+        }
+    }
+
+    /// Polls once.
+    pub async fn step(&mut self) -> Polled {
+        let (side, now) = (self.side(), self.clock.now());
+        let name = poller_name(side, &self.scope);
+        let fence = match self.store.take_fence(&name, now, now + FENCE_FOR).await {
+            Ok(Some(fence)) => fence,
+            Ok(None) => return Polled::NotOurs,
+            Err(error) => return self.failed(store_failure(error)),
+        };
+        let drained = self.drain(&fence).await;
+        // A fence that cannot be given back runs out by itself.
+        let _ = self.store.release_fence(&fence).await;
+        match drained {
+            Ok((hints, pages)) => {
+                self.metrics.poll(side, if hints == 0 { "empty" } else { "changed" });
+                (self.watch)(side, &self.scope, Ok(()), self.clock.now());
+                Polled::Drained { hints, pages }
+            }
+            Err(failure) => self.failed(failure),
+        }
+    }
+
+    fn failed(&self, failure: Failure) -> Polled {
+        self.metrics.poll(self.side(), "failed");
+        tracing::warn!(side = %self.side(), scope = self.scope, %failure, "poll broke off");
+        (self.watch)(self.side(), &self.scope, Err(&failure.to_string()), self.clock.now());
+        Polled::Failed(failure)
+    }
+
+    async fn drain(&mut self, fence: &Fence) -> Result<(usize, u32), Failure> {
+        let (side, started) = (self.side(), self.clock.now());
+        let stored = self.store.value(&fence.name).await.map_err(store_failure)?;
+        let watermark = stored.as_deref().and_then(parse_instant);
+        let look_back_name = look_back_name(side, &self.scope);
+        let asked = self.store.value(&look_back_name).await.map_err(store_failure)?;
+        let look_back = asked.as_deref().and_then(parse_instant);
+        let mut since = match watermark {
+            Some(watermark) => watermark - self.options.overlap,
+            None => started - self.options.backfill,
+        };
+        if let Some(look_back) = look_back {
+            since = since.min(look_back);
+        }
+        let (mut hints, mut pages, mut next) = (0, 0, None);
+        loop {
+            let page = match &self.source {
+                Source::Defender(defender) => changed(defender.changed_since(since, next.as_deref()).await?),
+                Source::Sentinel(sentinel) => changed(sentinel.changed_since(since, next.as_deref()).await?),
+            };
+            pages += 1;
+            hints += self.take_in(page.records, page.unreadable).await?;
+            next = page.next;
+            if next.is_none() || pages >= MOST_PAGES {
+                break;
+            }
+            let now = self.clock.now();
+            match self.store.extend_fence(fence, now, now + FENCE_FOR).await.map_err(store_failure)? {
+                Held::Yes => {}
+                // Whoever has it now drains the list again.
+                Held::No => return Ok((hints, pages)),
+            }
+        }
+        let reached = started - MARGIN;
+        if watermark.is_none_or(|watermark| watermark < reached) {
+            self.store.set_value(&fence.name, &format_instant(reached)).await.map_err(store_failure)?;
+        }
+        if look_back.is_some() {
+            // A request that came meanwhile would be lost here; the next sweep asks again.
+            self.store.set_value(&look_back_name, "").await.map_err(store_failure)?;
+        }
+        let forget = reached - self.options.overlap;
+        self.seen.retain(|_, (_, at)| *at >= forget);
+        Ok((hints, pages))
+    }
+
+    /// Stores the hints of one page. What is remembered as seen is on disk.
+    async fn take_in(
+        &mut self,
+        records: Vec<Changed>,
+        unreadable: Vec<(String, String)>,
+    ) -> Result<usize, Failure> {
+        let side = self.side();
+        let now = self.clock.now();
+        let (mut hints, mut fresh) = (Vec::new(), Vec::new());
+        let hint = |native_id: &str, version: Option<String>, source: &str| Hint {
+            subject: Subject { side, scope: self.scope.clone(), native_id: native_id.to_owned() },
+            version,
+            source: source.to_owned(),
+        };
+        for Changed { id, version, at } in records {
+            if self.seen.get(&id).is_some_and(|(seen, _)| *seen == version) {
+                continue;
+            }
+            if self.news(&id, &version).await? {
+                hints.push(hint(&id, Some(version.clone()), "poll"));
+            }
+            fresh.push((id, (version, at)));
+        }
+        for (id, why) in unreadable {
+            let mark = format!("unreadable: {why}");
+            if self.seen.get(&id).is_some_and(|(seen, _)| *seen == mark) {
+                continue;
+            }
+            self.metrics.unreadable(side);
+            tracing::warn!(%side, scope = self.scope, id, why, "a record of the change list cannot be read");
+            // Its job reads it alone, cannot either, and is put aside where a person sees it.
+            if !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+                hints.push(hint(&id, None, "poll-unreadable"));
+            }
+            fresh.push((id, (mark, now)));
+        }
+        let count = hints.len();
+        if count > 0 {
+            self.store.remember(hints, None, now).await.map_err(store_failure)?;
+        }
+        self.seen.extend(fresh);
+        Ok(count)
+    }
+
+    /// Whether somebody must look at this version.
+    async fn news(&self, id: &str, version: &str) -> Result<bool, Failure> {
+        let knows = |link: &LinkRecord, side| {
+            serde_json::from_str::<LinkState>(&link.state).is_ok_and(|state| state.knows(side, version))
+        };
+        match self.side() {
+            Side::Defender => {
+                for route in self.routes.of_tenant(&self.scope) {
+                    let link = self.store.link(&route.key(id)).await.map_err(store_failure)?;
+                    if !link.is_some_and(|link| knows(&link, Side::Defender)) {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            // What is nobody's twin is nobody's business.
+            Side::Sentinel => {
+                let links = self.store.links_of_twin(&self.scope, id).await.map_err(store_failure)?;
+                Ok(links.iter().any(|link| !knows(link, Side::Sentinel)))
+            }
+        }
+    }
+
+    /// Polls until `stop`.
+    pub async fn run(mut self, wake: Arc<tokio::sync::Notify>, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let polled = self.step().await;
+            if matches!(polled, Polled::Drained { hints: 1.., .. }) {
+                wake.notify_one();
+            }
+            let pause = self.pace.after(&polled, &self.options);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// How long to wait for the next poll.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    empty: u32,
+    failed: u32,
+}
+
+impl Pace {
+    fn after(&mut self, polled: &Polled, options: &PollOptions) -> Duration {
+        let interval = options.interval;
+        match polled {
+            Polled::NotOurs => interval,
+            Polled::Drained { hints, .. } => {
+                self.failed = 0;
+                self.empty = if *hints > 0 { 0 } else { self.empty + 1 };
+                let steps = self.empty.saturating_sub(EMPTY_POLLS - 1).min(16);
+                interval.mul_f64(1.5_f64.powi(steps.cast_signed()).min(options.stretch.max(1.0)))
+            }
+            Polled::Failed(failure) => {
+                self.failed = (self.failed + 1).min(10);
+                let backoff = interval.saturating_mul(1 << self.failed).min(LONGEST_PAUSE.max(interval));
+                match failure.class {
+                    Class::Retry { wait: Some(wait) } => wait.max(interval),
+                    Class::Auth => HELD_DELAY.max(interval),
+                    Class::Conflict => interval,
+                    Class::Retry { wait: None } => backoff,
+                    Class::Permanent => LONGEST_PAUSE.max(interval),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drained(hints: usize) -> Polled {
+        Polled::Drained { hints, pages: 1 }
+    }
+
+    #[test]
+    fn an_idle_poller_stretches_to_its_limit_and_is_back_at_once() {
+        let options = PollOptions { interval: Duration::from_secs(4), ..PollOptions::DEFENDER };
+        let mut pace = Pace::default();
+        for _ in 1..EMPTY_POLLS {
+            assert_eq!(pace.after(&drained(0), &options), Duration::from_secs(4));
+        }
+        assert_eq!(pace.after(&drained(0), &options), Duration::from_secs(6));
+        assert_eq!(pace.after(&drained(0), &options), Duration::from_secs(9));
+        assert_eq!(pace.after(&drained(0), &options), Duration::from_secs(12));
+        assert_eq!(pace.after(&drained(0), &options), Duration::from_secs(12));
+        assert_eq!(pace.after(&drained(1), &options), Duration::from_secs(4));
+        let steady = PollOptions { stretch: 1.0, ..options };
+        for _ in 0..30 {
+            assert_eq!(pace.after(&drained(0), &steady), Duration::from_secs(4));
+        }
+    }
+
+    #[test]
+    fn a_service_that_says_how_long_is_obeyed() {
+        let failed = |class| {
+            let (side, code, message) = (Some(Side::Defender), "throttled".to_owned(), String::new());
+            let effect = crate::domain::failure::Effect::None;
+            Polled::Failed(Failure { class, side, code, message, effect })
+        };
+        let options = PollOptions::DEFENDER;
+        let mut pace = Pace::default();
+        let wait = Some(Duration::from_secs(300));
+        assert_eq!(pace.after(&failed(Class::Retry { wait }), &options), Duration::from_secs(300));
+        for _ in 0..50 {
+            assert!(pace.after(&failed(Class::Retry { wait: None }), &options) <= LONGEST_PAUSE);
+        }
+        assert_eq!(pace.after(&failed(Class::Auth), &options), HELD_DELAY);
+    }
+}

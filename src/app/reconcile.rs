@@ -1,0 +1,620 @@
+//! One link, once: read both sides, plan, announce, write, agree. It stops at the first thing that goes wrong and says
+//! what that was; whoever called it runs it again, and that is always right.
+//!
+//! What must never be simplified: a read older than one acted on is refused; a write is announced before it is sent
+//! and stays announced until it is proved or refused for certain; agreement is stored after the answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::app::metrics::Metrics;
+use crate::app::routes::Route;
+use crate::domain::failure::{Class, Effect, Failure};
+use crate::domain::model::{DefenderStatus, LinkKey, Side};
+use crate::domain::plan::{
+    Change, Landed, LinkState, Outcome, Plan, Snapshot, agree, announce, format_instant, parse_instant, plan,
+    stale, take_back,
+};
+use crate::domain::policy::Policy;
+use crate::ports::{Clock, Fence, Held, Hint, JournalEntry, LinkRecord, Store, StoreError, Subject};
+
+/// How long a link's fence lasts from the moment it was taken or prolonged: well over one request's time limit, since
+/// it is prolonged immediately before each send.
+pub const FENCE_FOR: Duration = Duration::from_secs(60);
+/// How many writes a link may take in an hour. People do not edit that often; two programs that disagree do.
+pub const MOST_WRITES_AN_HOUR: u64 = 20;
+/// How often a read that seems to lag, or that finds nothing where something was, is repeated before it is believed.
+const DOUBTS: u32 = 2;
+/// How often a read below a Defender hint's version is repeated before the hint is taken for mistaken.
+const MOST_STALE_READS: u32 = 6;
+/// After this time a link that was put aside is looked at again when a hint comes.
+const PARKED_FOR: time::Duration = time::Duration::hours(1);
+/// For how long a tenant's refusal of `inProgress` is believed.
+const REFUSAL_HOLDS: time::Duration = time::Duration::days(7);
+/// The namespace of the ids that we choose for twins.
+const TWINS: Uuid = Uuid::from_u128(0x6a1d_7f0e_52c4_4b58_9e0b_7c35_11f2_8ad4);
+
+const TOO_OFTEN: &str = "Written too often";
+const GONE: &str = "Gone in";
+
+/// Why a link is looked at, and how much its job has been through.
+#[derive(Clone, Debug)]
+pub struct Cause {
+    /// The side the hint was about.
+    pub side: Side,
+    /// The version it named.
+    pub version: Option<String>,
+    /// The doors it came through, comma separated.
+    pub sources: String,
+    /// How often the job failed in a row.
+    pub attempts: u32,
+    /// When its first hint came in.
+    pub first_hint_at: OffsetDateTime,
+}
+
+impl Cause {
+    /// Whether both sides are to be looked at even if the hinted one did not move: the sweep looks for what hints
+    /// have missed, and a job whose sources are no longer known may have been one.
+    fn thorough(&self) -> bool {
+        self.sources.is_empty() || self.sources.split(',').any(|source| source.trim() == "sweep")
+    }
+
+    fn to_json(&self) -> Value {
+        json!({"side": self.side, "sources": self.sources, "version": self.version})
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The hint was old news: nothing was asked, or one version.
+    Known,
+    /// Both sides were read and are in step.
+    InStep,
+    /// Something was written, answered and agreed.
+    Wrote,
+    /// There is nothing to keep in step.
+    Nothing(&'static str),
+    /// An operator has stopped writes: why.
+    Held(String),
+    /// The link is put aside: why.
+    Parked(String),
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How it ended.
+    pub end: End,
+    /// The answers show that somebody else moved something meanwhile: look again.
+    pub again: bool,
+}
+
+impl Report {
+    fn of(end: End) -> Self {
+        Self { end, again: false }
+    }
+}
+
+/// Runs links. Holds nothing between two runs.
+#[derive(Clone)]
+pub struct Reconciler {
+    /// Durable state.
+    pub store: Arc<dyn Store>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// What the reads came to.
+enum Observed {
+    /// The hinted side did not move since both sides agreed.
+    Unmoved,
+    Both(Box<Snapshot>),
+}
+
+/// What belongs to one run.
+struct Run<'a> {
+    route: &'a Route,
+    key: &'a LinkKey,
+    fence: &'a Fence,
+    cause: &'a Cause,
+    link: LinkRecord,
+    state: LinkState,
+}
+
+enum Carried {
+    Landed(Box<Landed>),
+    Held(String),
+    InProgressRefused(Failure),
+}
+
+impl Reconciler {
+    /// Brings one link in step. `fence` is the link's, taken by the caller.
+    pub async fn reconcile(
+        &self,
+        route: &Route,
+        key: &LinkKey,
+        fence: &Fence,
+        cause: &Cause,
+    ) -> Result<Report, Failure> {
+        let now = self.clock.now();
+        let stored = self.store.link(key).await.map_err(store_failure)?;
+        let state = match &stored {
+            Some(link) => serde_json::from_str(&link.state).map_err(|error| Failure {
+                code: "corrupt-link".into(),
+                ..ours(Class::Permanent, format!("the stored state of the link does not read: {error}"))
+            })?,
+            None => LinkState::default(),
+        };
+        let named_news = cause.version.as_deref().is_some_and(|version| !state.knows(cause.side, version));
+        if let Some(link) = &stored
+            && let Some(reason) = still_parked(link, named_news, now)
+        {
+            return Ok(Report::of(End::Parked(reason)));
+        }
+        if cause.version.is_some() && !named_news && !cause.thorough() {
+            return Ok(Report::of(End::Known));
+        }
+        let link = stored.unwrap_or_else(|| LinkRecord {
+            key: key.clone(),
+            route: route.name.clone(),
+            sentinel_id: twin_id(key),
+            state: String::new(),
+            parked: None,
+            updated_at: now,
+        });
+        let mut run = Run { route, key, fence, cause, link, state };
+        let mut policy = route.policy.clone();
+        match self.round(&mut run, &policy, false).await? {
+            Ok(report) => Ok(report),
+            Err(refusal) => {
+                // Graph would not take `inProgress`. Read and plan again without it; if that is refused too, the
+                // status was not to blame.
+                policy.in_progress_writable = false;
+                match self.round(&mut run, &policy, true).await? {
+                    Ok(report) => {
+                        let value = format_instant(self.clock.now());
+                        self.store
+                            .set_value(&in_progress_refused(&key.tenant_id), &value)
+                            .await
+                            .map_err(store_failure)?;
+                        tracing::warn!(link = %key, code = refusal.code, "Graph refuses inProgress in this tenant");
+                        Ok(report)
+                    }
+                    Err(refusal) => Err(refusal),
+                }
+            }
+        }
+    }
+
+    /// One pass. The inner error is Graph's refusal of `inProgress`.
+    async fn round(
+        &self,
+        run: &mut Run<'_>,
+        policy: &Policy,
+        second: bool,
+    ) -> Result<Result<Report, Failure>, Failure> {
+        let mut seen = match self.observe(run, second).await? {
+            Observed::Unmoved => return Ok(Ok(Report::of(End::Known))),
+            Observed::Both(seen) => *seen,
+        };
+        self.trust(run, &seen)?;
+        let mut policy = policy.clone();
+        let mut planned = plan(&seen, &policy);
+        if writes_in_progress(&planned) && self.in_progress_refused(&run.key.tenant_id).await? {
+            policy.in_progress_writable = false;
+            planned = plan(&seen, &policy);
+        }
+        if planned.defender.is_some() && self.defender_first(run, second) {
+            // Defender was read before Sentinel, to save a call if it had not moved. It did, and is to be written:
+            // read it again, because nothing guards the time between this read and the PATCH.
+            seen.defender = run.route.defender.incident(&run.key.incident_id).await?;
+            self.trust(run, &seen)?;
+            planned = plan(&seen, &policy);
+        }
+        match &planned.outcome {
+            Outcome::Nothing(why) => return Ok(Ok(Report::of(End::Nothing(why)))),
+            Outcome::Vanished(side) if run.cause.attempts < DOUBTS => {
+                return Err(retry(
+                    *side,
+                    "vanished",
+                    "the incident is not there, though it was; looking again",
+                ));
+            }
+            Outcome::Vanished(side) => {
+                let reason = format!(
+                    "{GONE} {side}: both sides had the incident, and {side} has it no more. Nothing is recreated."
+                );
+                return Ok(Ok(self.park(run, reason).await?));
+            }
+            Outcome::Both | Outcome::Create => {}
+        }
+        if planned.is_empty() {
+            return Ok(Ok(self.agree(run, &seen, &planned, Landed::default()).await?));
+        }
+        if let Some(reason) = self.held(run.route).await? {
+            return Ok(Ok(Report::of(End::Held(reason))));
+        }
+        let an_hour_ago = self.clock.now() - time::Duration::hours(1);
+        let written = self.store.journal_count(run.key, "write", an_hour_ago).await.map_err(store_failure)?;
+        if written >= MOST_WRITES_AN_HOUR {
+            let reason = format!(
+                "{TOO_OFTEN}: {written} writes within an hour. Something else keeps changing it back; find it, then \
+                 release the link."
+            );
+            return Ok(Ok(self.park(run, reason).await?));
+        }
+        if let Some(winner) = seen.defender.as_ref().and_then(|incident| incident.redirect.clone()) {
+            let subject =
+                Subject { side: Side::Defender, scope: run.key.tenant_id.clone(), native_id: winner };
+            let hint = Hint { subject, version: None, source: "merged".into() };
+            self.store.remember(vec![hint], None, self.clock.now()).await.map_err(store_failure)?;
+        }
+
+        let before = run.state.clone();
+        run.state = announce(&seen, &planned);
+        let lines = self.announcement(run, &before, &seen, &planned).await?;
+        self.save(run, None, &lines).await?;
+        match self.carry_out(run, &before, &planned).await? {
+            Carried::Landed(landed) => Ok(Ok(self.agree(run, &seen, &planned, *landed).await?)),
+            Carried::Held(reason) => Ok(Ok(Report::of(End::Held(reason)))),
+            Carried::InProgressRefused(failure) => Ok(Err(failure)),
+        }
+    }
+
+    fn defender_first(&self, run: &Run<'_>, second: bool) -> bool {
+        !second
+            && run.cause.side == Side::Defender
+            && run.cause.version.is_none()
+            && !run.cause.thorough()
+            && run.state.known.is_some()
+            && run.state.intents.is_empty()
+    }
+
+    /// Reads Sentinel, then Defender: Graph as late as possible. Where both sides agreed and only the hinted one can
+    /// have moved, one call is enough to find out that it did not.
+    async fn observe(&self, run: &Run<'_>, second: bool) -> Result<Observed, Failure> {
+        let Run { route, key, cause, link, state, .. } = run;
+        let agreed =
+            state.known.as_ref().filter(|_| state.intents.is_empty() && !second && !cause.thorough());
+        let mut early = None;
+        if self.defender_first(run, second) {
+            let defender = route.defender.incident(&key.incident_id).await?;
+            if let (Some(known), Some(defender)) = (agreed, &defender)
+                && known.defender_updated == defender.updated
+            {
+                return Ok(Observed::Unmoved);
+            }
+            early = Some(defender);
+        }
+        let sentinel = route.sentinel.incident(&link.sentinel_id).await?;
+        if let (Side::Sentinel, Some(known), Some(sentinel)) = (cause.side, agreed, &sentinel)
+            && known.sentinel_etag == sentinel.etag
+        {
+            // The hint named a version that is not the agreed one: an old hint, or a read that lags. Etags have no
+            // order, so time must tell.
+            if cause.version.is_some() && cause.attempts < DOUBTS {
+                return Err(retry(
+                    Side::Sentinel,
+                    "stale-read",
+                    "the read does not show what the hint named",
+                ));
+            }
+            return Ok(Observed::Unmoved);
+        }
+        let defender = match early {
+            Some(defender) => defender,
+            None => route.defender.incident(&key.incident_id).await?,
+        };
+        let snapshot = Snapshot { key: (*key).clone(), state: state.clone(), defender, sentinel };
+        Ok(Observed::Both(Box::new(snapshot)))
+    }
+
+    /// Refuses reads that lag behind what was acted on, or behind what the hint named.
+    fn trust(&self, run: &Run<'_>, seen: &Snapshot) -> Result<(), Failure> {
+        if let Some(side) = stale(seen) {
+            return Err(retry(side, "stale-read", "the read is older than one already acted on"));
+        }
+        let named = run.cause.version.as_deref().filter(|_| run.cause.side == Side::Defender);
+        if let (Some(named), Some(defender)) = (named.and_then(parse_instant), &seen.defender)
+            && defender.updated < named
+            && run.cause.attempts < MOST_STALE_READS
+        {
+            return Err(retry(Side::Defender, "stale-read", "the read is older than what the hint named"));
+        }
+        Ok(())
+    }
+
+    /// Sends what was announced. Immediately before each send the fence and the operators' stops are looked at.
+    async fn carry_out(
+        &self,
+        run: &mut Run<'_>,
+        before: &LinkState,
+        planned: &Plan,
+    ) -> Result<Carried, Failure> {
+        let mut landed = Landed::default();
+        let order = match planned.defender_first {
+            true => [Side::Defender, Side::Sentinel],
+            false => [Side::Sentinel, Side::Defender],
+        };
+        for side in order {
+            let wanted = match side {
+                Side::Sentinel => planned.sentinel.is_some(),
+                Side::Defender => planned.defender.is_some(),
+            };
+            if !wanted {
+                continue;
+            }
+            if let Some(reason) = self.held(run.route).await? {
+                return Ok(Carried::Held(reason));
+            }
+            let now = self.clock.now();
+            match self.store.extend_fence(run.fence, now, now + FENCE_FOR).await.map_err(store_failure)? {
+                Held::Yes => {}
+                Held::No => return Err(fence_lost()),
+            }
+            let sent = match (side, &planned.sentinel, &planned.defender) {
+                (Side::Sentinel, Some(write), _) => run
+                    .route
+                    .sentinel
+                    .put(&run.link.sentinel_id, write)
+                    .await
+                    .map(|answer| landed.sentinel = Some(answer)),
+                (Side::Defender, _, Some(patch)) => run
+                    .route
+                    .defender
+                    .update(&run.key.incident_id, patch)
+                    .await
+                    .map(|answer| landed.defender = Some(answer)),
+                _ => Ok(()),
+            };
+            match sent {
+                Ok(()) => self.metrics.write(side),
+                Err(failure) => return self.refused(run, before, planned, side, failure).await,
+            }
+        }
+        Ok(Carried::Landed(Box::new(landed)))
+    }
+
+    /// A write failed. A certain refusal takes its announcement back; anything else leaves it standing, because it
+    /// may have landed, or may yet. So does a side that is throttled or closed: the next attempt is the same write,
+    /// and must not look like another one to the journal and the loop breaker.
+    async fn refused(
+        &self,
+        run: &mut Run<'_>,
+        before: &LinkState,
+        planned: &Plan,
+        side: Side,
+        failure: Failure,
+    ) -> Result<Carried, Failure> {
+        let certain = failure.effect == Effect::None;
+        if !(certain && matches!(failure.class, Class::Permanent | Class::Conflict)) {
+            return Err(failure);
+        }
+        run.state = take_back(before, &run.state, planned, side);
+        let detail = json!({"side": side, "code": failure.code, "why": failure.message});
+        let line = self.line(run, "refused", detail);
+        self.save(run, None, &[line]).await?;
+        let in_progress =
+            side == Side::Defender && failure.code == "status-400" && writes_in_progress(planned);
+        if in_progress { Ok(Carried::InProgressRefused(failure)) } else { Err(failure) }
+    }
+
+    /// Stores the agreement, now that every write was answered.
+    async fn agree(
+        &self,
+        run: &mut Run<'_>,
+        seen: &Snapshot,
+        planned: &Plan,
+        landed: Landed,
+    ) -> Result<Report, Failure> {
+        let Some((mut state, again)) = agree(seen, planned, &landed) else {
+            return Err(ours(Class::Retry { wait: None }, "a write has no answer".to_owned()));
+        };
+        if again && let Some(known) = &mut state.known {
+            // What is remembered is not what the answered versions show. No hint and no read may take those versions
+            // for old news.
+            known.sentinel_etag.clear();
+            if let Some(defender) = &seen.defender {
+                known.defender_updated = defender.updated - time::Duration::microseconds(1);
+            }
+        }
+        let wrote = !planned.is_empty();
+        let mut lines = Vec::new();
+        if wrote {
+            for clash in &planned.clashes {
+                self.metrics.clash(clash.field.as_str());
+            }
+            let detail = json!({
+                "defender": landed.defender.as_ref().map(|d| format_instant(d.updated)),
+                "sentinel": landed.sentinel.as_ref().map(|s| &s.etag),
+                "moved_meanwhile": again,
+            });
+            lines.push(self.line(run, "landed", detail));
+        } else {
+            lines.extend(self.unsaid(run, planned).await?);
+            if state == run.state && lines.is_empty() && run.link.parked.is_none() {
+                return Ok(Report::of(End::InStep));
+            }
+        }
+        run.state = state;
+        self.save(run, None, &lines).await?;
+        if wrote {
+            let took = self.clock.now() - run.cause.first_hint_at;
+            self.metrics.propagated(took.try_into().unwrap_or_default());
+            tracing::info!(link = %run.key, fields = planned.changes.len(), "in step after a write");
+        }
+        Ok(Report { end: if wrote { End::Wrote } else { End::InStep }, again })
+    }
+
+    async fn park(&self, run: &mut Run<'_>, reason: String) -> Result<Report, Failure> {
+        tracing::warn!(link = %run.key, reason, "link put aside");
+        let line = self.line(run, "park", json!({"reason": reason, "cause": run.cause.to_json()}));
+        self.save(run, Some(reason.clone()), &[line]).await?;
+        Ok(Report::of(End::Parked(reason)))
+    }
+
+    /// Journals a refusal that only a person can settle. With `aside`, the link is put aside as well: where several
+    /// links hang on one queue row, the row must go on serving the others.
+    pub async fn give_up(
+        &self,
+        key: &LinkKey,
+        fence: &Fence,
+        cause: &Cause,
+        reason: &str,
+        aside: bool,
+    ) -> Result<(), StoreError> {
+        let Some(mut link) = self.store.link(key).await? else { return Ok(()) };
+        let now = self.clock.now();
+        link.parked = aside.then(|| reason.to_owned());
+        link.updated_at = now;
+        let detail = json!({"reason": reason, "cause": cause.to_json()});
+        let line = JournalEntry { at: now, link: key.clone(), kind: "park".into(), detail };
+        self.store.save_link(&link, &[line], fence, now).await?;
+        Ok(())
+    }
+
+    async fn save(
+        &self,
+        run: &mut Run<'_>,
+        parked: Option<String>,
+        lines: &[JournalEntry],
+    ) -> Result<(), Failure> {
+        let now = self.clock.now();
+        run.link.state = serde_json::to_string(&run.state)
+            .map_err(|error| ours(Class::Permanent, format!("the link's state cannot be stored: {error}")))?;
+        run.link.parked = parked;
+        run.link.updated_at = now;
+        match self.store.save_link(&run.link, lines, run.fence, now).await.map_err(store_failure)? {
+            Held::Yes => Ok(()),
+            Held::No => Err(fence_lost()),
+        }
+    }
+
+    fn line(&self, run: &Run<'_>, kind: &str, detail: Value) -> JournalEntry {
+        JournalEntry { at: self.clock.now(), link: run.key.clone(), kind: kind.to_owned(), detail }
+    }
+
+    /// The journal lines of a plan that is about to be carried out. A write that is only repeated has its line.
+    async fn announcement(
+        &self,
+        run: &Run<'_>,
+        before: &LinkState,
+        seen: &Snapshot,
+        planned: &Plan,
+    ) -> Result<Vec<JournalEntry>, Failure> {
+        let versions = json!({
+            "defender": seen.defender.as_ref().map(|d| format_instant(d.updated)),
+            "sentinel": seen.sentinel.as_ref().map(|s| &s.etag),
+        });
+        let mut lines = Vec::new();
+        for intent in planned.intents.iter().filter(|intent| !before.intents.contains(intent)) {
+            let changes: Vec<&Change> = planned.changes.iter().filter(|c| c.side == intent.side).collect();
+            let detail = json!({
+                "side": intent.side,
+                "create": planned.outcome == Outcome::Create,
+                "changes": changes,
+                "cause": run.cause.to_json(),
+                "versions": versions,
+            });
+            lines.push(self.line(run, "write", detail));
+        }
+        for clash in &planned.clashes {
+            lines.push(self.line(run, "clash", json!(clash)));
+        }
+        lines.extend(self.unsaid(run, planned).await?);
+        Ok(lines)
+    }
+
+    /// What could not be said on the other side, unless the journal says so already.
+    async fn unsaid(&self, run: &Run<'_>, planned: &Plan) -> Result<Vec<JournalEntry>, Failure> {
+        if planned.unsaid.is_empty() {
+            return Ok(Vec::new());
+        }
+        let recent = self.store.journal(run.key, 50).await.map_err(store_failure)?;
+        let lines = planned
+            .unsaid
+            .iter()
+            .map(|(field, why)| self.line(run, "unsaid", json!({"field": field.as_str(), "why": why})));
+        Ok(lines
+            .filter(|line| !recent.iter().any(|old| old.kind == line.kind && old.detail == line.detail))
+            .collect())
+    }
+
+    async fn held(&self, route: &Route) -> Result<Option<String>, Failure> {
+        let holds = self.store.holds().await.map_err(store_failure)?;
+        Ok(holds
+            .into_iter()
+            .find(|hold| hold.route == "*" || hold.route == route.name)
+            .map(|hold| hold.reason))
+    }
+
+    async fn in_progress_refused(&self, tenant_id: &str) -> Result<bool, Failure> {
+        let value = self.store.value(&in_progress_refused(tenant_id)).await.map_err(store_failure)?;
+        let since = value.as_deref().and_then(parse_instant);
+        Ok(since.is_some_and(|since| self.clock.now() - since < REFUSAL_HOLDS))
+    }
+}
+
+/// The ARM name of an incident's twin: the same for the same incident, so that a repeated create is the same create.
+pub fn twin_id(key: &LinkKey) -> String {
+    let LinkKey { tenant_id, incident_id, workspace } = key;
+    Uuid::new_v5(&TWINS, format!("{tenant_id}\n{incident_id}\n{workspace}").as_bytes()).to_string()
+}
+
+/// The name of the fence that keeps everybody else from a link.
+pub fn fence_name(key: &LinkKey) -> String {
+    format!("link:{}/{}/{}", key.tenant_id, key.incident_id, key.workspace)
+}
+
+fn in_progress_refused(tenant_id: &str) -> String {
+    format!("in-progress-refused:{tenant_id}")
+}
+
+fn writes_in_progress(planned: &Plan) -> bool {
+    planned.defender.as_ref().is_some_and(|patch| patch.status == Some(DefenderStatus::InProgress))
+}
+
+/// Why a link is still put aside. A loop is for a person to end; everything else is looked at again after a while, and
+/// a refused write as soon as somebody changes the incident.
+fn still_parked(link: &LinkRecord, named_news: bool, now: OffsetDateTime) -> Option<String> {
+    let reason = link.parked.as_ref()?;
+    let ended = !reason.starts_with(TOO_OFTEN)
+        && (now - link.updated_at > PARKED_FOR || (named_news && !reason.starts_with(GONE)));
+    (!ended).then(|| reason.clone())
+}
+
+fn ours(class: Class, message: String) -> Failure {
+    Failure { class, side: None, code: "internal".into(), message, effect: Effect::None }
+}
+
+fn retry(side: Side, code: &str, message: &str) -> Failure {
+    Failure {
+        class: Class::Retry { wait: None },
+        side: Some(side),
+        code: code.to_owned(),
+        message: message.to_owned(),
+        effect: Effect::None,
+    }
+}
+
+fn fence_lost() -> Failure {
+    Failure {
+        code: "fence-lost".into(),
+        ..ours(Class::Conflict, "somebody else has taken the link over".to_owned())
+    }
+}
+
+pub(crate) fn store_failure(error: StoreError) -> Failure {
+    let class = match &error {
+        StoreError::Unavailable(_) => Class::Retry { wait: None },
+        StoreError::Corrupt(_) => Class::Permanent,
+    };
+    Failure { code: "store".into(), ..ours(class, error.to_string()) }
+}

@@ -1,0 +1,112 @@
+//! The routes of a deployment, with the two systems each of them joins. Built once from the configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::domain::model::LinkKey;
+use crate::domain::policy::Policy;
+use crate::ports::{Defender, Sentinel};
+
+/// One Defender tenant to one workspace.
+#[derive(Clone)]
+pub struct Route {
+    /// The name from the configuration, for people.
+    pub name: String,
+    /// The Defender tenant, in lower case.
+    pub tenant_id: String,
+    /// The workspace's resource id, in lower case, without a slash at the end.
+    pub workspace: String,
+    /// The route's rules.
+    pub policy: Policy,
+    /// The tenant's Defender.
+    pub defender: Arc<dyn Defender>,
+    /// The workspace's Sentinel.
+    pub sentinel: Arc<dyn Sentinel>,
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Route({}: {} -> {})", self.name, self.tenant_id, self.workspace)
+    }
+}
+
+impl Route {
+    /// The link of one of the tenant's incidents on this route.
+    pub fn key(&self, incident_id: &str) -> LinkKey {
+        LinkKey {
+            tenant_id: self.tenant_id.clone(),
+            incident_id: incident_id.to_owned(),
+            workspace: self.workspace.clone(),
+        }
+    }
+}
+
+/// All routes, found by tenant, by workspace or by link.
+#[derive(Clone, Debug, Default)]
+pub struct Routes {
+    all: Vec<Arc<Route>>,
+    by_tenant: BTreeMap<String, Vec<Arc<Route>>>,
+    by_workspace: BTreeMap<String, Vec<Arc<Route>>>,
+}
+
+impl Routes {
+    /// Takes the routes. The error is a sentence: two routes of one name, or two that join the same pair, would make
+    /// one link with two policies.
+    pub fn new(routes: Vec<Route>) -> Result<Self, String> {
+        let mut registry = Self::default();
+        let (mut names, mut pairs) = (BTreeSet::new(), BTreeSet::new());
+        for route in routes {
+            if !names.insert(route.name.clone()) {
+                return Err(format!("two routes are called {:?}", route.name));
+            }
+            if !pairs.insert((route.tenant_id.clone(), route.workspace.clone())) {
+                return Err(format!(
+                    "route {:?} joins a tenant and a workspace that another route already joins",
+                    route.name
+                ));
+            }
+            let route = Arc::new(route);
+            registry.by_tenant.entry(route.tenant_id.clone()).or_default().push(route.clone());
+            registry.by_workspace.entry(route.workspace.clone()).or_default().push(route.clone());
+            registry.all.push(route);
+        }
+        Ok(registry)
+    }
+
+    /// All of them, in the order of the configuration.
+    pub fn all(&self) -> &[Arc<Route>] {
+        &self.all
+    }
+
+    /// The routes that start at a tenant.
+    pub fn of_tenant(&self, tenant_id: &str) -> &[Arc<Route>] {
+        self.by_tenant.get(tenant_id).map_or(&[], Vec::as_slice)
+    }
+
+    /// The routes that end in a workspace.
+    pub fn of_workspace(&self, workspace: &str) -> &[Arc<Route>] {
+        self.by_workspace.get(workspace).map_or(&[], Vec::as_slice)
+    }
+
+    /// The route of a link, if it is still configured.
+    pub fn of_link(&self, key: &LinkKey) -> Option<&Arc<Route>> {
+        self.of_tenant(&key.tenant_id).iter().find(|route| route.workspace == key.workspace)
+    }
+
+    /// Every tenant, with its Defender.
+    pub fn tenants(&self) -> impl Iterator<Item = (&str, &Arc<dyn Defender>)> {
+        self.by_tenant.iter().filter_map(|(id, routes)| Some((id.as_str(), &routes.first()?.defender)))
+    }
+
+    /// Every workspace, with its Sentinel.
+    pub fn workspaces(&self) -> impl Iterator<Item = (&str, &Arc<dyn Sentinel>)> {
+        self.by_workspace.iter().filter_map(|(id, routes)| Some((id.as_str(), &routes.first()?.sentinel)))
+    }
+
+    /// Whether every route uses this tenant or workspace: then its trouble is everybody's, and there is nobody to
+    /// protect from it.
+    pub fn all_use(&self, scope: &str) -> bool {
+        self.all.iter().all(|route| route.tenant_id == scope || route.workspace == scope)
+    }
+}

@@ -1,0 +1,362 @@
+//! One job, once: lease, find the links it is about, reconcile each under its fence, settle. The loop around it only
+//! waits. Tests call `step` until it says `Idle`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::app::metrics::Metrics;
+use crate::app::reconcile::{Cause, End, FENCE_FOR, Reconciler, Report, fence_name};
+use crate::app::routes::{Route, Routes};
+use crate::domain::failure::{Class, Effect, Failure};
+use crate::domain::model::{LinkKey, Side};
+use crate::domain::retry::{self, HELD_DELAY, Verdict};
+use crate::ports::{Clock, Dice, Fence, JobLease, Settlement, Store, StoreError};
+
+/// How long a job is leased. A worker that dies gives its job back after this time.
+pub const LEASE_FOR: Duration = Duration::from_secs(90);
+/// How long one link may take; well below the lease, and below the fence that is prolonged before each send.
+const LINK_TIME: Duration = Duration::from_secs(40);
+/// How long all links of one job may take together.
+const STEP_TIME: Duration = Duration::from_secs(75);
+/// How long a served row rests, so that the hints of a burst gather on it.
+const REST: Duration = Duration::from_millis(150);
+/// This many hints so soon after the row was served are a burst.
+const BURST_HINTS: i64 = 3;
+/// A burst is waited out until this long after the row was served.
+const BURST_REST: Duration = Duration::from_millis(1_100);
+const BURST_WINDOW: Duration = Duration::from_secs(1);
+/// When a link that is in somebody else's hands, or whose scope is full, is looked at again.
+const BUSY_DELAY: Duration = Duration::from_millis(200);
+/// How often an idle worker looks into the queue by itself, at first and at last.
+const IDLE_FIRST: Duration = Duration::from_millis(200);
+const IDLE_LAST: Duration = Duration::from_secs(1);
+
+/// What one step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing is due.
+    Idle,
+    /// A job was settled.
+    Worked,
+    /// A job was given back untouched: its tenant or workspace has its share of the workers already.
+    Saturated,
+}
+
+/// Works on jobs. Shared by all worker loops of a process.
+pub struct Worker {
+    store: Arc<dyn Store>,
+    routes: Arc<Routes>,
+    clock: Arc<dyn Clock>,
+    dice: Arc<dyn Dice>,
+    metrics: Metrics,
+    reconciler: Reconciler,
+    workers: usize,
+    slots: Arc<Slots>,
+}
+
+/// What a job's link came to, in the worker's words.
+enum Ended {
+    Report(Report),
+    Failed(Failure),
+    Busy,
+}
+
+impl Worker {
+    /// A worker whose loop runs `workers` times side by side.
+    pub fn new(
+        store: Arc<dyn Store>,
+        routes: Arc<Routes>,
+        clock: Arc<dyn Clock>,
+        dice: Arc<dyn Dice>,
+        metrics: Metrics,
+        workers: usize,
+    ) -> Arc<Self> {
+        let reconciler = Reconciler { store: store.clone(), clock: clock.clone(), metrics: metrics.clone() };
+        let slots = Arc::new(Slots { most: (workers / 2).max(1), busy: Mutex::default() });
+        Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers: workers.max(1), slots })
+    }
+
+    /// Serves at most one job.
+    pub async fn step(self: &Arc<Self>) -> Result<Step, StoreError> {
+        let now = self.clock.now();
+        let Some(lease) = self.store.lease_jobs(1, now, now + LEASE_FOR).await?.pop() else {
+            return Ok(Step::Idle);
+        };
+        if let Some(served_at) = lease.served_at
+            && lease.hints >= BURST_HINTS
+            && now - served_at < BURST_WINDOW
+        {
+            let not_before = served_at + BURST_REST;
+            return self.settle(&lease, Settlement::Again { not_before, counts: false }, "burst").await;
+        }
+        let links = self.links(&lease).await?;
+        if links.is_empty() {
+            return self.settle(&lease, self.done(), "ignored").await;
+        }
+        let Some(_slot) = self.slot(&links) else {
+            self.settle(&lease, self.again(BUSY_DELAY, false), "saturated").await?;
+            return Ok(Step::Saturated);
+        };
+        let cause = Cause {
+            side: lease.subject.side,
+            version: lease.version.clone(),
+            sources: lease.sources.clone(),
+            attempts: lease.attempts,
+            first_hint_at: lease.first_hint_at,
+        };
+        let several = links.len() > 1;
+        let step_ends = now + STEP_TIME;
+        let mut ended = Vec::new();
+        for (route, key) in links {
+            if self.clock.now() + LINK_TIME > step_ends {
+                // The rest has its turn after those that now turn out to be in step.
+                ended.push(Ended::Busy);
+                break;
+            }
+            ended.push(self.work_on(route, key, &cause, several).await?);
+        }
+        let (settlement, outcome) = self.sum_up(&lease, ended);
+        self.settle(&lease, settlement, outcome).await
+    }
+
+    /// The links that a hint is about. A Sentinel incident that is nobody's twin has none.
+    async fn links(&self, lease: &JobLease) -> Result<Vec<(Arc<Route>, LinkKey)>, StoreError> {
+        let subject = &lease.subject;
+        Ok(match subject.side {
+            Side::Defender => self
+                .routes
+                .of_tenant(&subject.scope)
+                .iter()
+                .map(|route| (route.clone(), route.key(&subject.native_id)))
+                .collect(),
+            Side::Sentinel => {
+                let links = self.store.links_of_twin(&subject.scope, &subject.native_id).await?;
+                links
+                    .into_iter()
+                    .filter_map(|link| Some((self.routes.of_link(&link.key)?.clone(), link.key)))
+                    .collect()
+            }
+        })
+    }
+
+    /// A place for each tenant and workspace that the links touch. One that every route uses needs none.
+    fn slot(&self, links: &[(Arc<Route>, LinkKey)]) -> Option<Slot> {
+        let mut scopes: Vec<&str> =
+            links.iter().flat_map(|(route, _)| [route.tenant_id.as_str(), &route.workspace]).collect();
+        scopes.retain(|scope| !self.routes.all_use(scope));
+        scopes.sort_unstable();
+        scopes.dedup();
+        Slot::take(&self.slots, &scopes)
+    }
+
+    /// Reconciles one link under its fence. A panic or a timeout ends the link's run, not the worker.
+    async fn work_on(
+        &self,
+        route: Arc<Route>,
+        key: LinkKey,
+        cause: &Cause,
+        several: bool,
+    ) -> Result<Ended, StoreError> {
+        let now = self.clock.now();
+        let Some(fence) = self.store.take_fence(&fence_name(&key), now, now + FENCE_FOR).await? else {
+            return Ok(Ended::Busy);
+        };
+        let ended = match self.run_one(route, &key, &fence, cause).await {
+            Ok(report) => Ended::Report(report),
+            Err(failure) => {
+                self.metrics.failure(failure.side, &failure.code);
+                if failure.class == Class::Permanent {
+                    self.reconciler.give_up(&key, &fence, cause, &failure.to_string(), several).await?;
+                }
+                Ended::Failed(failure)
+            }
+        };
+        self.store.release_fence(&fence).await?;
+        Ok(ended)
+    }
+
+    async fn run_one(
+        &self,
+        route: Arc<Route>,
+        key: &LinkKey,
+        fence: &Fence,
+        cause: &Cause,
+    ) -> Result<Report, Failure> {
+        let (this, link, held, why) = (self.reconciler.clone(), key.clone(), fence.clone(), cause.clone());
+        let run = async move { this.reconcile(&route, &link, &held, &why).await };
+        let task = AbortOnDropHandle::new(tokio::spawn(run));
+        let unfinished = |code: &str, message: &str| Failure {
+            class: Class::Retry { wait: None },
+            side: None,
+            code: code.to_owned(),
+            message: message.to_owned(),
+            effect: Effect::Unknown,
+        };
+        match tokio::time::timeout(LINK_TIME, task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => {
+                self.metrics.panicked();
+                tracing::error!(link = %key, "a step panicked; the job is tried again");
+                Err(unfinished("panic", "a defect of Lockstep stopped the run"))
+            }
+            Err(_) => Err(unfinished("timeout", "the run took too long")),
+        }
+    }
+
+    /// The settlement of a job whose links ended like this. What must be tried again goes before what may rest.
+    fn sum_up(&self, lease: &JobLease, ended: Vec<Ended>) -> (Settlement, &'static str) {
+        let mut again: Option<(Duration, bool, &'static str)> = None;
+        let mut wait = |delay: Duration, counts: bool, outcome| {
+            again = Some(match again {
+                Some((longest, counted, first)) => (longest.max(delay), counted || counts, first),
+                None => (delay, counts, outcome),
+            });
+        };
+        let (mut parked, mut resting) = (None, None);
+        for one in ended {
+            match one {
+                Ended::Busy => wait(BUSY_DELAY, false, "busy"),
+                Ended::Report(Report { again: true, .. }) => wait(BUSY_DELAY, false, "written"),
+                Ended::Report(Report { end, .. }) => match end {
+                    End::Held(_) => wait(HELD_DELAY, false, "held"),
+                    End::Parked(reason) => parked = Some(reason),
+                    End::Wrote => resting = Some("written"),
+                    End::InStep => resting = resting.or(Some("in-step")),
+                    End::Known => resting = resting.or(Some("known")),
+                    End::Nothing(_) => resting = resting.or(Some("nothing")),
+                },
+                Ended::Failed(failure) => {
+                    match retry::decide(failure.class, lease.attempts, self.dice.roll()) {
+                        Verdict::Park => {
+                            tracing::warn!(subject = %lease.subject, %failure, "put aside");
+                            parked = Some(failure.to_string());
+                        }
+                        Verdict::Again { delay, counts } => {
+                            tracing::info!(subject = %lease.subject, %failure, ?delay, "to be tried again");
+                            wait(delay, counts, "retry");
+                        }
+                    }
+                }
+            }
+        }
+        match (again, resting, parked) {
+            (Some((delay, counts, outcome)), _, _) => (self.again(delay, counts), outcome),
+            (None, None, Some(reason)) => (Settlement::Park { reason }, "parked"),
+            (None, resting, _) => (self.done(), resting.unwrap_or("nothing")),
+        }
+    }
+
+    fn done(&self) -> Settlement {
+        Settlement::Done { rest_until: self.clock.now() + REST }
+    }
+
+    fn again(&self, delay: Duration, counts: bool) -> Settlement {
+        Settlement::Again { not_before: self.clock.now() + delay, counts }
+    }
+
+    async fn settle(
+        &self,
+        lease: &JobLease,
+        settlement: Settlement,
+        outcome: &'static str,
+    ) -> Result<Step, StoreError> {
+        self.metrics.job(outcome);
+        // A lease that somebody else holds by now is theirs to settle.
+        self.store.settle(lease, settlement, self.clock.now()).await?;
+        Ok(Step::Worked)
+    }
+
+    /// Runs all workers until `stop`. Each finishes the step it is in.
+    pub async fn run(self: Arc<Self>, wake: Arc<Notify>, stop: CancellationToken) {
+        let mut loops = tokio::task::JoinSet::new();
+        for _ in 0..self.workers {
+            loops.spawn(self.clone().work(wake.clone(), stop.clone()));
+        }
+        loops.join_all().await;
+    }
+
+    async fn work(self: Arc<Self>, wake: Arc<Notify>, stop: CancellationToken) {
+        let mut idle = IDLE_FIRST;
+        let mut was_idle = true;
+        while !stop.is_cancelled() {
+            // A step has its own time limit, so a stop never waits for longer than that.
+            let this = self.clone();
+            let pause = match AbortOnDropHandle::new(tokio::spawn(async move { this.step().await })).await {
+                Ok(Ok(Step::Worked)) => {
+                    if was_idle {
+                        // Where one job was, there may be more: wake the next worker.
+                        wake.notify_one();
+                    }
+                    (was_idle, idle) = (false, IDLE_FIRST);
+                    continue;
+                }
+                Ok(Ok(Step::Saturated)) => BUSY_DELAY,
+                Ok(Ok(Step::Idle)) => {
+                    let pause = idle;
+                    idle = idle.mul_f64(1.5).min(IDLE_LAST);
+                    pause
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the queue cannot be worked on; trying again");
+                    IDLE_LAST
+                }
+                Err(_) => {
+                    self.metrics.panicked();
+                    tracing::error!("a worker panicked between two links; its job comes back with its lease");
+                    IDLE_LAST
+                }
+            };
+            was_idle = true;
+            tokio::select! {
+                () = wake.notified() => idle = IDLE_FIRST,
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// How many workers each tenant and workspace occupies: a slow or throttled one must not have them all.
+struct Slots {
+    most: usize,
+    busy: Mutex<HashMap<String, usize>>,
+}
+
+/// A place in every scope it was taken for, given back when dropped.
+struct Slot {
+    slots: Arc<Slots>,
+    scopes: Vec<String>,
+}
+
+impl Slot {
+    fn take(slots: &Arc<Slots>, scopes: &[&str]) -> Option<Self> {
+        let mut busy = slots.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if scopes.iter().any(|scope| busy.get(*scope).is_some_and(|count| *count >= slots.most)) {
+            return None;
+        }
+        for scope in scopes {
+            *busy.entry((*scope).to_owned()).or_default() += 1;
+        }
+        drop(busy);
+        Some(Self { slots: slots.clone(), scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect() })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut busy = self.slots.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        for scope in &self.scopes {
+            if let Some(count) = busy.get_mut(scope) {
+                *count -= 1;
+                if *count == 0 {
+                    busy.remove(scope);
+                }
+            }
+        }
+    }
+}
