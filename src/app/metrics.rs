@@ -13,7 +13,8 @@ use crate::domain::model::Side;
 /// Jobs by how they ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct JobLabels {
-    /// `written`, `in-step`, `known`, `nothing`, `held`, `parked`, `ignored`, `retry`, `busy`, `burst`, `saturated`.
+    /// `written`, `in-step`, `known`, `nothing`, `held`, `parked`, `ignored`, `retry`, `busy`,
+    /// `burst`, `saturated`, `given-back`.
     pub outcome: &'static str,
 }
 

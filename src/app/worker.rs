@@ -30,8 +30,10 @@ const BURST_HINTS: i64 = 3;
 /// A burst is waited out until this long after the row was served.
 const BURST_REST: Duration = Duration::from_millis(1_100);
 const BURST_WINDOW: Duration = Duration::from_secs(1);
-/// When a link that is in somebody else's hands, or whose scope is full, is looked at again.
+/// When a link that is in somebody else's hands is looked at again.
 const BUSY_DELAY: Duration = Duration::from_millis(200);
+/// When a job whose scope has its share of the workers is looked at again.
+const FULL_DELAY: Duration = Duration::from_secs(1);
 /// How often an idle worker looks into the queue by itself, at first and at last.
 const IDLE_FIRST: Duration = Duration::from_millis(200);
 const IDLE_LAST: Duration = Duration::from_secs(1);
@@ -84,24 +86,51 @@ impl Worker {
     /// Serves at most one job.
     pub async fn step(self: &Arc<Self>) -> Result<Step, StoreError> {
         let now = self.clock.now();
-        let Some(lease) = self.store.lease_jobs(1, now, now + LEASE_FOR).await?.pop() else {
+        // The store is fair between scopes, so among one more row than there are full scopes is one that can run, if
+        // there is any.
+        let most = 1 + self.slots.full();
+        let leases = self.store.lease_jobs(most, now, now + LEASE_FOR).await?;
+        if leases.is_empty() {
             return Ok(Step::Idle);
-        };
-        if let Some(served_at) = lease.served_at
-            && lease.hints >= BURST_HINTS
-            && now - served_at < BURST_WINDOW
-        {
-            let not_before = served_at + BURST_REST;
-            return self.settle(&lease, Settlement::Again { not_before, counts: false }, "burst").await;
         }
-        let links = self.links(&lease).await?;
-        if links.is_empty() {
-            return self.settle(&lease, self.done(), "ignored").await;
+        let mut chosen = None;
+        let mut settled = false;
+        for lease in leases {
+            if chosen.is_some() {
+                self.settle(&lease, self.again(Duration::ZERO, false), "given-back").await?;
+                continue;
+            }
+            if let Some(served_at) = lease.served_at
+                && lease.hints >= BURST_HINTS
+                && now - served_at < BURST_WINDOW
+            {
+                let not_before = served_at + BURST_REST;
+                self.settle(&lease, Settlement::Again { not_before, counts: false }, "burst").await?;
+                settled = true;
+                continue;
+            }
+            let links = self.links(&lease).await?;
+            if links.is_empty() {
+                self.settle(&lease, self.done(), "ignored").await?;
+                settled = true;
+                continue;
+            }
+            match self.slot(&links) {
+                Some(slot) => chosen = Some((lease, links, slot)),
+                None => self.settle(&lease, self.again(FULL_DELAY, false), "saturated").await?,
+            }
         }
-        let Some(_slot) = self.slot(&links) else {
-            self.settle(&lease, self.again(BUSY_DELAY, false), "saturated").await?;
-            return Ok(Step::Saturated);
-        };
+        match chosen {
+            Some((lease, links, _slot)) => {
+                self.serve(&lease, links).await?;
+                Ok(Step::Worked)
+            }
+            None if settled => Ok(Step::Worked),
+            None => Ok(Step::Saturated),
+        }
+    }
+
+    async fn serve(&self, lease: &JobLease, links: Vec<(Arc<Route>, LinkKey)>) -> Result<(), StoreError> {
         let cause = Cause {
             side: lease.subject.side,
             version: lease.version.clone(),
@@ -110,7 +139,7 @@ impl Worker {
             first_hint_at: lease.first_hint_at,
         };
         let several = links.len() > 1;
-        let step_ends = now + STEP_TIME;
+        let step_ends = self.clock.now() + STEP_TIME;
         let mut ended = Vec::new();
         for (route, key) in links {
             if self.clock.now() + LINK_TIME > step_ends {
@@ -120,8 +149,8 @@ impl Worker {
             }
             ended.push(self.work_on(route, key, &cause, several).await?);
         }
-        let (settlement, outcome) = self.sum_up(&lease, ended);
-        self.settle(&lease, settlement, outcome).await
+        let (settlement, outcome) = self.sum_up(lease, ended);
+        self.settle(lease, settlement, outcome).await
     }
 
     /// The links that a hint is about. A Sentinel incident that is nobody's twin has none.
@@ -264,11 +293,11 @@ impl Worker {
         lease: &JobLease,
         settlement: Settlement,
         outcome: &'static str,
-    ) -> Result<Step, StoreError> {
+    ) -> Result<(), StoreError> {
         self.metrics.job(outcome);
         // A lease that somebody else holds by now is theirs to settle.
         self.store.settle(lease, settlement, self.clock.now()).await?;
-        Ok(Step::Worked)
+        Ok(())
     }
 
     /// Runs all workers until `stop`. Each finishes the step it is in.
@@ -325,6 +354,14 @@ impl Worker {
 struct Slots {
     most: usize,
     busy: Mutex<HashMap<String, usize>>,
+}
+
+impl Slots {
+    /// How many scopes have their share of the workers.
+    fn full(&self) -> usize {
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.values().filter(|count| **count >= self.most).count()
+    }
 }
 
 /// A place in every scope it was taken for, given back when dropped.

@@ -4,6 +4,7 @@
 //! Change is detected on each side in that side's own words against what that side last said. The two sides are
 //! compared through the lossy mapping only to find out that nothing needs copying.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -291,7 +292,29 @@ pub fn plan(seen: &Snapshot, policy: &Policy) -> Plan {
             Plan::bare(Outcome::Nothing("it was merged into another incident before it had a twin"))
         }
         (Some(incident), None) => create(incident),
-        (Some(defender), Some(sentinel)) => both(seen, defender, sentinel, policy),
+        (Some(defender), Some(sentinel)) => both(&with_created(seen), defender, sentinel, policy),
+    }
+}
+
+/// A twin that is there proves that a create of ours has landed, whatever it shows by now: somebody may have edited it
+/// before we heard of it, and that is their move, not a first meeting. Of several creates the oldest is taken, so that
+/// what Defender said since counts as moved; a newer one that landed shows its own values.
+fn with_created(seen: &Snapshot) -> Cow<'_, Snapshot> {
+    let create = |intent: &&Intent| intent.side == Side::Sentinel && intent.at.is_empty();
+    let LinkState { known, intents, acted_defender, acted_sentinel } = &seen.state;
+    match intents.iter().find(create) {
+        Some(create) if known.is_none() => {
+            let known = Known {
+                defender: create.defender.clone(),
+                sentinel: create.sentinel.clone(),
+                defender_updated: acted_defender.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+                sentinel_modified: acted_sentinel.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+                sentinel_etag: String::new(),
+            };
+            let state = LinkState { known: Some(known), ..seen.state.clone() };
+            Cow::Owned(Snapshot { state, ..seen.clone() })
+        }
+        _ => Cow::Borrowed(seen),
     }
 }
 

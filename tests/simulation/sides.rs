@@ -156,6 +156,8 @@ pub(crate) struct Remote {
     pub(crate) slip: HashMap<Side, (String, Cell, u8)>,
     /// Edits since the last quiet point: side, incident, cell, value.
     pub(crate) edits: Vec<(Side, String, Cell, u8)>,
+    /// What happened at the services, for the reader of a failure.
+    pub(crate) told: Vec<(OffsetDateTime, String)>,
     pub(crate) window: BTreeSet<(String, Cell)>,
     pub(crate) window_losses: u32,
     pub(crate) violations: Vec<String>,
@@ -255,6 +257,7 @@ impl Remote {
             }
         }
         self.edits.push((side, id.to_owned(), cell, to));
+        self.told.push((now, format!("{id} a person sets {cell:?} to {to} in {side}")));
         true
     }
 }
@@ -405,6 +408,7 @@ impl Defender for Plug {
     async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
         self.shared.remote.lock().unwrap().reads += 1;
         self.arrive().await?;
+        let now = self.shared.clock.now();
         let answer = {
             let mut remote = self.shared.remote.lock().unwrap();
             let stale = remote.faults.stale;
@@ -413,6 +417,9 @@ impl Defender for Plug {
                 _ => kept.now.clone(),
             });
             if let Some(answer) = &answer {
+                let cells = CELLS.map(|cell| defender_cell(&answer.says, cell));
+                let lags = answer.updated != remote.defender[id].now.updated;
+                remote.told.push((now, format!("{id} GET {cells:?}{}", if lags { " (lags)" } else { "" })));
                 remote.shown.insert(id.to_owned(), answer.clone());
             }
             answer
@@ -448,6 +455,7 @@ impl Defender for Plug {
             remote.writes += 1;
             let before = remote.defender[id].now.says.clone();
             let now = self.shared.clock.now();
+            remote.told.push((now, format!("{id} PATCH lands: {}", serde_json::to_string(patch).unwrap())));
             let patch = patch.clone();
             remote.move_defender(id, now, |says| {
                 if let Some(title) = patch.title {
@@ -535,6 +543,9 @@ impl Sentinel for Plug {
                 return Err(failure(self.side, Class::Conflict, "status-409", Effect::None));
             }
             remote.writes += 1;
+            remote
+                .told
+                .push((now, format!("{name} PUT lands: {:?}", CELLS.map(|c| sentinel_cell(&write.says, c)))));
             match before {
                 None => {
                     let incident = SentinelIncident {

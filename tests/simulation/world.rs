@@ -157,6 +157,29 @@ impl World {
         Err(format!("never quiet; {} waiting", self.waiting()))
     }
 
+    /// What people did since the last quiet point, and the journal.
+    pub(crate) fn story(&self) -> String {
+        let (remote, disk) = (self.shared.remote.lock().unwrap(), self.shared.disk.lock().unwrap());
+        let edits = remote.told.iter().map(|(at, what)| (*at, what.clone()));
+        let lines = disk
+            .journal
+            .iter()
+            .map(|line| (line.at, format!("  {} {} {}", line.link.incident_id, line.kind, line.detail)));
+        let mut all: Vec<_> = edits.chain(lines).collect();
+        all.sort();
+        all.into_iter()
+            .map(|(at, what)| {
+                format!(
+                    "{:02}:{:02}:{:02}.{:03} {what}\n",
+                    at.hour(),
+                    at.minute(),
+                    at.second(),
+                    at.millisecond()
+                )
+            })
+            .collect()
+    }
+
     /// Everything that must hold once the world is quiet. `before` is what each cell said at the last quiet point.
     pub(crate) fn check(&self, ids: &[String], before: &[[u8; 3]]) -> Result<Vec<[u8; 3]>, String> {
         let mut remote = self.shared.remote.lock().unwrap();

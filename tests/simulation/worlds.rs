@@ -100,8 +100,8 @@ async fn live(seed: u64) -> Result<u32, String> {
         door.release("*").await.unwrap();
         drop(app);
         let app = world.start(i64::MAX);
-        world.quiet().await?;
-        before = world.check(&ids, &before)?;
+        world.quiet().await.map_err(|why| format!("{why}\n{}", world.story()))?;
+        before = world.check(&ids, &before).map_err(|why| format!("{why}\n{}", world.story()))?;
         let writes = world.writes();
         tokio::time::sleep(Duration::from_secs(400)).await;
         if world.writes() != writes {
