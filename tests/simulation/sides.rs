@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lockstep::app::reconcile::twin_id;
 use lockstep::domain::failure::{Class, Effect, Failure};
 use lockstep::domain::model::*;
 use lockstep::domain::plan::LinkState;
@@ -15,6 +16,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::store::Disk;
+use crate::world::key;
 
 /// Follows tokio's paused time.
 pub(crate) struct VirtualClock {
@@ -144,7 +146,7 @@ pub(crate) struct Remote {
     shown: HashMap<String, DefenderIncident>,
     etags: u64,
     pub(crate) faults: Faults,
-    pub(crate) reads: u64,
+    pub(crate) calls: u64,
     pub(crate) writes: u64,
     pub(crate) refuses_in_progress: bool,
     pub(crate) panics: u32,
@@ -161,6 +163,24 @@ pub(crate) struct Remote {
     pub(crate) window: BTreeSet<(String, Cell)>,
     pub(crate) window_losses: u32,
     pub(crate) violations: Vec<String>,
+    /// Calls under way, by the twin's name: never two of one link.
+    under_way: HashMap<String, u32>,
+}
+
+/// A call under way.
+struct UnderWay {
+    remote: Arc<Mutex<Remote>>,
+    name: String,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Ok(mut remote) = self.remote.lock()
+            && let Some(count) = remote.under_way.get_mut(&self.name)
+        {
+            *count -= 1;
+        }
+    }
 }
 
 pub(crate) fn defender_says() -> DefenderSays {
@@ -300,6 +320,18 @@ fn failure(side: Side, class: Class, code: &str, effect: Effect) -> Failure {
 }
 
 impl Plug {
+    /// Counts the call, and the ones beside it.
+    fn begin(&self, name: String) -> UnderWay {
+        let mut remote = self.shared.remote.lock().unwrap();
+        remote.calls += 1;
+        let count = remote.under_way.entry(name.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            remote.violations.push(format!("two workers are on {name} at once"));
+        }
+        UnderWay { remote: self.shared.remote.clone(), name }
+    }
+
     /// What every call goes through before it reaches the service.
     async fn arrive(&self) -> Result<(), Failure> {
         self.fuse.pass().await;
@@ -406,7 +438,7 @@ impl Shared {
 #[async_trait]
 impl Defender for Plug {
     async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
-        self.shared.remote.lock().unwrap().reads += 1;
+        let _call = self.begin(twin_id(&key(id)));
         self.arrive().await?;
         let now = self.shared.clock.now();
         let answer = {
@@ -444,7 +476,7 @@ impl Defender for Plug {
     }
 
     async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {
-        self.shared.remote.lock().unwrap().reads += 1;
+        let _call = self.begin(twin_id(&key(id)));
         self.arrive().await?;
         self.slip_in();
         let answer = {
@@ -501,7 +533,7 @@ impl Defender for Plug {
 #[async_trait]
 impl Sentinel for Plug {
     async fn incident(&self, name: &str) -> Result<Option<SentinelIncident>, Failure> {
-        self.shared.remote.lock().unwrap().reads += 1;
+        let _call = self.begin(name.to_owned());
         self.arrive().await?;
         let answer = {
             let remote = self.shared.remote.lock().unwrap();
@@ -532,7 +564,7 @@ impl Sentinel for Plug {
     }
 
     async fn put(&self, name: &str, write: &SentinelWrite) -> Result<SentinelIncident, Failure> {
-        self.shared.remote.lock().unwrap().reads += 1;
+        let _call = self.begin(name.to_owned());
         self.arrive().await?;
         self.slip_in();
         let answer = {

@@ -135,7 +135,7 @@ impl World {
     }
 
     pub(crate) fn calls(&self) -> u64 {
-        self.shared.remote.lock().unwrap().reads
+        self.shared.remote.lock().unwrap().calls
     }
 
     fn waiting(&self) -> usize {

@@ -75,7 +75,8 @@ async fn live(seed: u64) -> Result<u32, String> {
                         continue;
                     }
                     // No hint, one, or several; now or later, so that they overtake each other.
-                    for _ in 0..pick(3) {
+                    for _ in 0..pick(4) {
+                        let side = if pick(3) == 0 { side.other() } else { side };
                         let hint = world.hint(side, id, pick(2) == 0);
                         let disk = shared.disk.clone();
                         let late = Duration::from_millis(pick(2_000) as u64);
