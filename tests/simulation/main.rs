@@ -1,6 +1,7 @@
 //! The application over fakes that remember, lag, refuse and lose answers, under a paused clock: random worlds first,
 //! then a few stories. `LOCKSTEP_SEEDS=2000` runs more worlds, `LOCKSTEP_SEED=42` one.
 
+mod file;
 mod sides;
 mod store;
 mod stories;

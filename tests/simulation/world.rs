@@ -3,8 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use lockstep::adapters::store::SqliteStore;
+use lockstep::app::health::Health;
 use lockstep::app::metrics::Metrics;
-use lockstep::app::poll::{PollOptions, PollWatch, Poller};
+use lockstep::app::poll::{PollOptions, Poller};
 use lockstep::app::reconcile::twin_id;
 use lockstep::app::routes::{Route, Routes};
 use lockstep::app::sweep::{SweepOptions, Sweeper};
@@ -12,11 +14,12 @@ use lockstep::app::worker::Worker;
 use lockstep::domain::model::{LinkKey, Side};
 use lockstep::domain::plan::{self, LinkState, Snapshot, format_instant};
 use lockstep::domain::policy::Policy;
-use lockstep::ports::{Clock, Hint, Store, Subject};
+use lockstep::ports::{Clock, Hint, Parked, Store, Subject};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::file::File;
 use crate::sides::{CELLS, Cell, Fuse, Plug, Shared, VirtualClock, defender_cell, sentinel_cell};
 use crate::store::Memory;
 
@@ -41,6 +44,8 @@ pub(crate) struct World {
     pub(crate) routes: Vec<(&'static str, &'static str, &'static str)>,
     pub(crate) polls: bool,
     pub(crate) workers: usize,
+    /// The real store, if this world has one.
+    pub(crate) file: Option<Arc<SqliteStore>>,
 }
 
 impl World {
@@ -51,18 +56,31 @@ impl World {
             clock: Arc::new(VirtualClock::new()),
             rng: Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))),
         };
-        Self { shared, routes: vec![("main", TENANT, WORKSPACE)], polls: true, workers: 3 }
+        Self { shared, routes: vec![("main", TENANT, WORKSPACE)], polls: true, workers: 3, file: None }
     }
 
     pub(crate) fn now(&self) -> time::OffsetDateTime {
         self.shared.clock.now()
     }
 
+    fn store(&self, fuse: Arc<Fuse>) -> Arc<dyn Store> {
+        let disk = self.shared.disk.clone();
+        match &self.file {
+            Some(inner) => Arc::new(File { inner: inner.clone(), mirror: disk, fuse }),
+            None => Arc::new(Memory { disk, fuse }),
+        }
+    }
+
+    /// The store as another process sees it.
+    pub(crate) fn door(&self) -> Arc<dyn Store> {
+        self.store(Arc::new(Fuse::new(i64::MAX)))
+    }
+
     /// Starts an application that dies at its `fuse`-th port call.
     pub(crate) fn start(&self, fuse: i64) -> App {
         self.shared.disk.lock().unwrap().restart();
         let fuse = Arc::new(Fuse::new(fuse));
-        let store: Arc<dyn Store> = Arc::new(Memory { disk: self.shared.disk.clone(), fuse: fuse.clone() });
+        let store = self.store(fuse.clone());
         let plug = |side, scope: &str| {
             Arc::new(Plug { shared: self.shared.clone(), fuse: fuse.clone(), side, scope: scope.to_owned() })
         };
@@ -88,9 +106,9 @@ impl World {
         let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
         let mut tasks = vec![spawn(worker.clone().run(wake.clone(), stop.clone()))];
         if self.polls {
-            let watch: PollWatch = Arc::new(|_, _, _, _| {});
+            let health = Arc::new(Health::new(Vec::new()));
             let options = (PollOptions::DEFENDER, PollOptions::SENTINEL);
-            for poller in Poller::all(&store, &routes, &clock, &metrics, &watch, options) {
+            for poller in Poller::all(&store, &routes, &clock, &metrics, &health, options) {
                 tasks.push(spawn(poller.run(wake.clone(), stop.clone())));
             }
             let sweeper =
@@ -138,9 +156,8 @@ impl World {
         self.shared.remote.lock().unwrap().calls
     }
 
-    fn waiting(&self) -> usize {
-        let disk = self.shared.disk.lock().unwrap();
-        disk.rows.values().filter(|row| row.wanted > row.done && row.parked.is_none()).count()
+    async fn waiting(&self) -> i64 {
+        self.door().queue_stats().await.unwrap().waiting
     }
 
     /// Waits until the queue is empty and stays so over several polls.
@@ -149,12 +166,12 @@ impl World {
         for _ in 0..4_000 {
             let writes = self.writes();
             tokio::time::sleep(Duration::from_secs(5)).await;
-            calm = if self.waiting() == 0 && self.writes() == writes { calm + 1 } else { 0 };
+            calm = if self.waiting().await == 0 && self.writes() == writes { calm + 1 } else { 0 };
             if calm == 8 {
                 return Ok(());
             }
         }
-        Err(format!("never quiet; {} waiting", self.waiting()))
+        Err(format!("never quiet; {} waiting", self.waiting().await))
     }
 
     /// What people did since the last quiet point, and the journal.
@@ -181,14 +198,13 @@ impl World {
     }
 
     /// Everything that must hold once the world is quiet. `before` is what each cell said at the last quiet point.
-    pub(crate) fn check(&self, ids: &[String], before: &[[u8; 3]]) -> Result<Vec<[u8; 3]>, String> {
+    pub(crate) async fn check(&self, ids: &[String], before: &[[u8; 3]]) -> Result<Vec<[u8; 3]>, String> {
+        if let Some(Parked { subject, reason, .. }) = self.door().parked(1).await.unwrap().first() {
+            return Err(format!("{subject} is parked: {reason}"));
+        }
         let mut remote = self.shared.remote.lock().unwrap();
-        let disk = self.shared.disk.lock().unwrap();
         if let Some(violation) = remote.violations.first() {
             return Err(violation.clone());
-        }
-        if let Some((subject, row)) = disk.rows.iter().find(|(_, row)| row.parked.is_some()) {
-            return Err(format!("{subject} is parked: {:?}", row.parked));
         }
         if remote.twins() != ids.len() {
             return Err(format!("{} twins of {} incidents", remote.twins(), ids.len()));

@@ -1,19 +1,23 @@
 //! Random worlds: people edit both sides, hints get lost, doubled and late, calls fail in every way, the application
 //! dies at any port call. Whenever the world has become quiet, everything that was promised must hold.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use lockstep::adapters::store::SqliteStore;
 use lockstep::domain::model::Side;
-use lockstep::ports::{Hold, Store as _};
+use lockstep::ports::Hold;
 
-use crate::sides::{CELLS, Faults, Fuse};
-use crate::store::Memory;
+use crate::sides::{CELLS, Faults};
 use crate::world::World;
 
 const SIDES: [Side; 2] = [Side::Defender, Side::Sentinel];
 
-async fn live(seed: u64) -> Result<u32, String> {
-    let world = World::new(seed);
+async fn live(seed: u64, file: Option<&str>) -> Result<u32, String> {
+    let mut world = World::new(seed);
+    if let Some(path) = file {
+        world.file = Some(Arc::new(SqliteStore::open(path).await.unwrap()));
+    }
     let shared = world.shared.clone();
     let pick = |most: usize| shared.below(most);
     let faulty = seed % 4 != 0;
@@ -62,7 +66,7 @@ async fn live(seed: u64) -> Result<u32, String> {
                 }
                 2 => {
                     // An operator, through another process on the same disk.
-                    let other = Memory { disk: shared.disk.clone(), fuse: Fuse::new(i64::MAX).into() };
+                    let other = world.door();
                     let (route, since) = ("*".to_owned(), world.now());
                     if pick(2) == 0 {
                         other.hold(&Hold { route, since, reason: "a drill".into() }).await.unwrap();
@@ -78,12 +82,11 @@ async fn live(seed: u64) -> Result<u32, String> {
                     for _ in 0..pick(4) {
                         let side = if pick(3) == 0 { side.other() } else { side };
                         let hint = world.hint(side, id, pick(2) == 0);
-                        let disk = shared.disk.clone();
+                        let door = world.door();
                         let late = Duration::from_millis(pick(2_000) as u64);
                         let clock = shared.clock.clone();
                         tokio::spawn(async move {
                             tokio::time::sleep(late).await;
-                            let door = Memory { disk, fuse: Fuse::new(i64::MAX).into() };
                             let now = lockstep::ports::Clock::now(&*clock);
                             door.remember(vec![hint], None, now).await.unwrap();
                         });
@@ -97,12 +100,11 @@ async fn live(seed: u64) -> Result<u32, String> {
             remote.no_entry.clear();
             remote.slip.clear();
         }
-        let door = Memory { disk: shared.disk.clone(), fuse: Fuse::new(i64::MAX).into() };
-        door.release("*").await.unwrap();
+        world.door().release("*").await.unwrap();
         drop(app);
         let app = world.start(i64::MAX);
         world.quiet().await.map_err(|why| format!("{why}\n{}", world.story()))?;
-        before = world.check(&ids, &before).map_err(|why| format!("{why}\n{}", world.story()))?;
+        before = world.check(&ids, &before).await.map_err(|why| format!("{why}\n{}", world.story()))?;
         let writes = world.writes();
         tokio::time::sleep(Duration::from_secs(400)).await;
         if world.writes() != writes {
@@ -116,21 +118,38 @@ async fn live(seed: u64) -> Result<u32, String> {
     Ok(losses)
 }
 
-#[test]
-fn random_worlds_keep_every_promise() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds = match (number("LOCKSTEP_SEED"), number("LOCKSTEP_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, count) => 0..count.unwrap_or(300),
-    };
+fn run(seeds: std::ops::Range<u64>, file: bool) {
     let (mut losses, count) = (0, seeds.end - seeds.start);
     for seed in seeds {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lockstep.db");
+        let path = file.then(|| path.to_str().unwrap());
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        match runtime.block_on(live(seed)) {
+        match runtime.block_on(live(seed, path)) {
             Ok(lost) => losses += lost,
             Err(why) => panic!("LOCKSTEP_SEED={seed}: {why}"),
         }
     }
     println!("{count} worlds, {losses} edits lost in Graph's window");
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+#[test]
+fn random_worlds_keep_every_promise() {
+    match (number("LOCKSTEP_SEED"), number("LOCKSTEP_SEEDS")) {
+        (Some(seed), _) => run(seed..seed + 1, false),
+        (None, count) => run(0..count.unwrap_or(300), false),
+    }
+}
+
+#[test]
+fn so_do_some_on_the_real_store() {
+    match number("LOCKSTEP_SEED") {
+        Some(seed) => run(seed..seed + 1, true),
+        None => run(10_000..10_000 + number("LOCKSTEP_SEEDS").unwrap_or(300) / 60, true),
+    }
 }
