@@ -22,7 +22,7 @@ macro_rules! ask {
     ($self:ident, $method:ident $(, $name:ident = $value:expr => $pass:expr)*) => {{
         $self.fuse.pass().await;
         let (inner, runtime) = ($self.inner.clone(), tokio::runtime::Handle::current());
-        $(let $name = $value;)*
+        $(#[allow(clippy::redundant_locals, reason = "some are copies")] let $name = $value;)*
         let work = move || runtime.block_on(async move { inner.$method($($pass),*).await });
         let answer = tokio::task::spawn_blocking(work).await.expect("the store does not panic");
         $self.fuse.pass().await;

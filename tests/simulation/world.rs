@@ -167,7 +167,8 @@ impl World {
             let writes = self.writes();
             tokio::time::sleep(Duration::from_secs(5)).await;
             calm = if self.waiting().await == 0 && self.writes() == writes { calm + 1 } else { 0 };
-            if calm == 8 {
+            // Longer than the fences of an application that was killed.
+            if calm == 16 {
                 return Ok(());
             }
         }
