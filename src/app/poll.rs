@@ -12,6 +12,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::health::Health;
 use crate::app::metrics::Metrics;
 use crate::app::reconcile::store_failure;
 use crate::app::routes::Routes;
@@ -57,9 +58,6 @@ impl PollOptions {
     pub const SENTINEL: Self = Self { overlap: Duration::from_secs(2 * 60), ..Self::DEFENDER };
 }
 
-/// Who is told how each poll ended: side, tenant or workspace, what went wrong if anything, and when.
-pub type PollWatch = Arc<dyn Fn(Side, &str, Result<(), &str>, OffsetDateTime) + Send + Sync>;
-
 /// What a poll came to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Polled {
@@ -91,7 +89,7 @@ pub struct Poller {
     routes: Arc<Routes>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    watch: PollWatch,
+    health: Arc<Health>,
     options: PollOptions,
     source: Source,
     scope: String,
@@ -141,7 +139,7 @@ impl Poller {
         routes: &Arc<Routes>,
         clock: &Arc<dyn Clock>,
         metrics: &Metrics,
-        watch: &PollWatch,
+        health: &Arc<Health>,
         (defender, sentinel): (PollOptions, PollOptions),
     ) -> Vec<Self> {
         let poller = |scope: &str, source: Source, options: PollOptions| Self {
@@ -149,7 +147,7 @@ impl Poller {
             routes: routes.clone(),
             clock: clock.clone(),
             metrics: metrics.clone(),
-            watch: watch.clone(),
+            health: health.clone(),
             options,
             source,
             scope: scope.to_owned(),
@@ -184,7 +182,7 @@ impl Poller {
         match drained {
             Ok((hints, pages)) => {
                 self.metrics.poll(side, if hints == 0 { "empty" } else { "changed" });
-                (self.watch)(side, &self.scope, Ok(()), self.clock.now());
+                self.health.polled(side, &self.scope, Ok(()), self.clock.now());
                 Polled::Drained { hints, pages }
             }
             Err(failure) => self.failed(failure),
@@ -194,7 +192,7 @@ impl Poller {
     fn failed(&self, failure: Failure) -> Polled {
         self.metrics.poll(self.side(), "failed");
         tracing::warn!(side = %self.side(), scope = self.scope, %failure, "poll broke off");
-        (self.watch)(self.side(), &self.scope, Err(&failure.to_string()), self.clock.now());
+        self.health.polled(self.side(), &self.scope, Err(&failure.to_string()), self.clock.now());
         Polled::Failed(failure)
     }
 

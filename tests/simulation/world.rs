@@ -36,7 +36,8 @@ pub(crate) struct App {
     pub(crate) fuse: Arc<Fuse>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) wake: Arc<Notify>,
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 pub(crate) struct World {
@@ -113,9 +114,9 @@ impl World {
             }
             let sweeper =
                 Sweeper { store: store.clone(), routes, clock, metrics, options: SweepOptions::default() };
-            tasks.push(spawn(sweeper.run(stop)));
+            tasks.push(spawn(sweeper.run(stop.clone())));
         }
-        App { worker, fuse, store, wake, _tasks: tasks }
+        App { worker, fuse, store, wake, stop, tasks }
     }
 
     pub(crate) fn incident(&self, id: &str) {

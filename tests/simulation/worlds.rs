@@ -20,7 +20,7 @@ async fn live(seed: u64, file: Option<&str>) -> Result<u32, String> {
     }
     let shared = world.shared.clone();
     let pick = |most: usize| shared.below(most);
-    let faulty = seed % 4 != 0;
+    let faulty = !seed.is_multiple_of(4);
     let mut ids: Vec<String> = Vec::new();
     let mut before: Vec<[u8; 3]> = Vec::new();
     for _epoch in 0..2 {
