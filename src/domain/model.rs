@@ -370,3 +370,13 @@ pub struct SentinelWrite {
     /// Sent back as read.
     pub last_activity: Option<String>,
 }
+
+/// The identity of a workspace: its ARM resource id in lower case, without a slash at the end. ARM compares ids without
+/// case (`sentinel.md` §2), and keys are compared as they stand.
+pub fn workspace_id(subscription_id: &str, resource_group: &str, workspace_name: &str) -> String {
+    format!(
+        "/subscriptions/{subscription_id}/resourceGroups/{resource_group}/providers/\
+         Microsoft.OperationalInsights/workspaces/{workspace_name}"
+    )
+    .to_lowercase()
+}

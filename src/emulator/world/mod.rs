@@ -1,7 +1,13 @@
 //! The rules: what the services hold and how they answer, without HTTP, without a clock of their own. Every operation
 //! is told who calls and what time it is, so that a simulation can run years in a second.
 
+pub mod budget;
+pub mod defender;
+pub mod faults;
+pub mod sentinel;
 pub mod switches;
+
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -68,3 +74,53 @@ impl Refusal {
 
 /// What an operation answers: the HTTP status and the body (`Value::Null` for none).
 pub type Answer = Result<(u16, Value), Refusal>;
+
+/// How the behaviours that concern no single service are switched.
+const SWITCHES: &[Switch] = &[Switch {
+    name: "budgets",
+    values: &["on", "off"],
+    meaning: "whether the published request budgets are enforced (graph.md 11, sentinel.md 13)",
+}];
+
+/// Both services' state, and how they are disturbed.
+#[derive(Debug)]
+pub struct World {
+    /// By tenant id in lower case.
+    pub tenants: BTreeMap<String, defender::Tenant>,
+    /// By resource id in lower case.
+    pub workspaces: BTreeMap<String, sentinel::Workspace>,
+    /// How the uncertain behaviours are set.
+    pub switches: Switches,
+    /// Trouble on order.
+    pub faults: faults::Faults,
+    /// What callers have used up.
+    pub budgets: budget::Budgets,
+    /// People who were seen in tokens, so that they can be looked up by id.
+    pub people: Vec<Person>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            tenants: BTreeMap::new(),
+            workspaces: BTreeMap::new(),
+            switches: Switches::new(&[SWITCHES, defender::SWITCHES, sentinel::SWITCHES]),
+            faults: faults::Faults::default(),
+            budgets: budget::Budgets::default(),
+            people: Vec::new(),
+        }
+    }
+}
+
+impl World {
+    /// Both sides and the faults that are left, for `GET /state`.
+    pub fn describe(&self) -> Value {
+        let tenants = self.tenants.iter().map(|(id, tenant)| (id.clone(), tenant.describe()));
+        let workspaces = self.workspaces.values().map(|w| (w.resource_id(), w.describe()));
+        json!({
+            "tenants": Value::Object(tenants.collect()),
+            "workspaces": Value::Object(workspaces.collect()),
+            "faults": self.faults.left().iter().map(faults::Fault::describe).collect::<Vec<_>>(),
+        })
+    }
+}

@@ -1,0 +1,325 @@
+//! The control listener: a contract that outside tests drive. JSON, no token, and only for those who reach it by a
+//! loopback name, so that no web page can.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Shared;
+use super::http::options;
+use super::world::defender::{Tenant, person};
+use super::world::sentinel::Workspace;
+use super::world::{Caller, Moment, World};
+
+type Outcome = Result<(StatusCode, Value), (StatusCode, String)>;
+
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/tenants", post(tenants))
+        .route("/workspaces", post(workspaces))
+        .route("/incidents", post(incidents))
+        .route("/incidents/{id}", delete(forget_incident))
+        .route("/incidents/{id}/alerts", post(alerts))
+        .route("/merge", post(merge))
+        .route("/tokens", post(tokens))
+        .route("/playbooks", post(playbooks))
+        .route("/faults", post(order_fault).delete(heal))
+        .route("/switches", get(switches).put(switch))
+        .route("/calls", get(calls).delete(forget_calls))
+        .route("/state", get(state))
+        .fallback(async || told(Err((StatusCode::NOT_FOUND, "there is no such path here".to_owned()))))
+        .method_not_allowed_fallback(async || {
+            told(Err((StatusCode::METHOD_NOT_ALLOWED, "this path takes another method".to_owned())))
+        })
+        .layer(middleware::from_fn(loopback_only))
+        .with_state(shared)
+}
+
+async fn loopback_only(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let local = name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    if !local {
+        let why = "the control listener answers only by a loopback name such as 127.0.0.1".to_owned();
+        return told(Err((StatusCode::FORBIDDEN, why)));
+    }
+    next.run(request).await
+}
+
+fn told(outcome: Outcome) -> Response {
+    match outcome {
+        Ok((status, Value::Null)) => status.into_response(),
+        Ok((status, body)) => (status, Json(body)).into_response(),
+        Err((status, sentence)) => (status, Json(json!({"error": sentence}))).into_response(),
+    }
+}
+
+fn wrong(sentence: impl Into<String>) -> (StatusCode, String) {
+    (StatusCode::BAD_REQUEST, sentence.into())
+}
+
+fn read(body: &Bytes) -> Result<Value, (StatusCode, String)> {
+    serde_json::from_slice(body).map_err(|error| wrong(format!("the body is not JSON: {error}")))
+}
+
+fn text<'v>(order: &'v Value, name: &str) -> Result<&'v str, (StatusCode, String)> {
+    match order.get(name) {
+        Some(Value::String(text)) if !text.is_empty() => Ok(text),
+        Some(_) => Err(wrong(format!("{name} is a text that is not empty"))),
+        None => Err(wrong(format!("{name} is missing"))),
+    }
+}
+
+fn guid(order: &Value, name: &str) -> Result<String, (StatusCode, String)> {
+    let text = text(order, name)?;
+    match Uuid::try_parse(text) {
+        Ok(guid) => Ok(guid.hyphenated().to_string()),
+        Err(_) => Err(wrong(format!("{name} is a GUID, not {text:?}"))),
+    }
+}
+
+/// The tenant that `?tenant=` names, by default the first.
+fn tenant<'w>(
+    world: &'w mut World,
+    shared: &Shared,
+    uri: &Uri,
+) -> Result<&'w mut Tenant, (StatusCode, String)> {
+    let asked = options(uri.query());
+    let named = asked.iter().find(|(name, _)| name == "tenant").map(|(_, value)| value.to_lowercase());
+    let id = named.unwrap_or_else(|| shared.hello.tenant_id.clone());
+    world.tenants.get_mut(&id).ok_or_else(|| {
+        (StatusCode::NOT_FOUND, format!("tenant: there is none with the id {id:?}; POST /tenants makes one"))
+    })
+}
+
+fn flag(uri: &Uri, name: &str) -> bool {
+    options(uri.query())
+        .iter()
+        .any(|(known, value)| known.eq_ignore_ascii_case(name) && value.eq_ignore_ascii_case("true"))
+}
+
+async fn tenants(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let id = guid(&read(&body)?, "tenantId")?;
+        let mut world = shared.world();
+        world.tenants.entry(id.clone()).or_insert_with(|| Tenant::new(&id));
+        Ok((StatusCode::CREATED, json!({"tenantId": id})))
+    })())
+}
+
+async fn workspaces(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let order = read(&body)?;
+        let tenant_id = guid(&order, "tenantId")?;
+        let subscription_id = guid(&order, "subscriptionId")?;
+        let (group, name) = (text(&order, "resourceGroup")?, text(&order, "workspaceName")?);
+        let mut world = shared.world();
+        if !world.tenants.contains_key(&tenant_id) {
+            let why = format!("tenantId: there is no tenant {tenant_id:?}; POST /tenants makes one");
+            return Err((StatusCode::NOT_FOUND, why));
+        }
+        let workspace = Workspace::new(&tenant_id, &subscription_id, group, name);
+        let id = workspace.resource_id();
+        world.workspaces.entry(workspace.key()).or_insert(workspace);
+        Ok((StatusCode::CREATED, json!({"id": id})))
+    })())
+}
+
+async fn incidents(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let now = shared.now();
+        let mut world = shared.world();
+        let tenant = tenant(&mut world, &shared, &uri)?;
+        let keep = flag(&uri, "keepTimes");
+        // A page as Graph lists it is taken too.
+        match order["value"].as_array() {
+            None => {
+                let id = tenant.put_incident(&order, keep, now).map_err(wrong)?;
+                Ok((StatusCode::CREATED, json!({"id": id})))
+            }
+            Some(list) => {
+                let ids: Result<Vec<String>, String> =
+                    list.iter().map(|incident| tenant.put_incident(incident, keep, now)).collect();
+                Ok((StatusCode::CREATED, json!({"ids": ids.map_err(wrong)?})))
+            }
+        }
+    })();
+    shared.send_news();
+    told(outcome)
+}
+
+async fn forget_incident(State(shared): State<Arc<Shared>>, Path(id): Path<String>, uri: Uri) -> Response {
+    told((|| {
+        let mut world = shared.world();
+        let tenant = tenant(&mut world, &shared, &uri)?;
+        match tenant.delete_incident(&id) {
+            true => Ok((StatusCode::NO_CONTENT, Value::Null)),
+            false => Err((StatusCode::NOT_FOUND, format!("there is no incident {id:?}"))),
+        }
+    })())
+}
+
+async fn alerts(
+    State(shared): State<Arc<Shared>>,
+    Path(incident): Path<String>,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let now = shared.now();
+        let mut world = shared.world();
+        let tenant = tenant(&mut world, &shared, &uri)?;
+        if !tenant.has_incident(&incident) {
+            return Err((StatusCode::NOT_FOUND, format!("there is no incident {incident:?}")));
+        }
+        let keep = flag(&uri, "keepTimes");
+        let id = tenant.put_alert(&incident, &order, keep, now).map_err(wrong)?;
+        Ok((StatusCode::CREATED, json!({"id": id})))
+    })();
+    shared.send_news();
+    told(outcome)
+}
+
+async fn merge(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let (source, target) = (text(&order, "source")?, text(&order, "target")?);
+        let now = shared.now();
+        let mut world = shared.world();
+        let switches = world.switches.clone();
+        let tenant = tenant(&mut world, &shared, &uri)?;
+        let engine = Caller {
+            tenant_id: tenant.id.clone(),
+            app_id: "Microsoft Defender XDR".to_owned(),
+            object_id: String::new(),
+            user: None,
+        };
+        let moment = Moment { now, caller: &engine, switches: &switches };
+        tenant.merge(source, target, &moment).map_err(wrong)?;
+        Ok((StatusCode::OK, json!({"source": source, "target": target})))
+    })();
+    shared.send_news();
+    told(outcome)
+}
+
+async fn tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let order = read(&body)?;
+        let tenant_id = match order.get("tenantId") {
+            None => shared.hello.tenant_id.clone(),
+            Some(_) => guid(&order, "tenantId")?,
+        };
+        let audience = match text(&order, "audience")? {
+            "graph" => shared.hello.graph.as_str(),
+            "arm" => shared.hello.arm.as_str(),
+            other => other.strip_suffix("/.default").unwrap_or(other),
+        };
+        let life = match order.get("expiresIn") {
+            None | Some(Value::Null) => super::entra::TOKEN_LIFE,
+            Some(value) => {
+                value.as_i64().ok_or_else(|| wrong("expiresIn is a whole number of seconds; below 0 is expired"))?
+            }
+        };
+        let user = match order.get("user") {
+            None | Some(Value::Null) => None,
+            Some(_) => Some(person(&tenant_id, text(&order, "user")?)),
+        };
+        let app = match (&user, order.get("clientId")) {
+            (Some(_), None) => "00000000-0000-4000-8000-000000000b0b",
+            (None, None) => return Err(wrong("user or clientId is missing: who the token is for")),
+            (_, Some(_)) => text(&order, "clientId")?,
+        };
+        let mut world = shared.world();
+        if !world.tenants.contains_key(&tenant_id) {
+            let why = format!("tenantId: there is no tenant {tenant_id:?}; POST /tenants makes one");
+            return Err((StatusCode::NOT_FOUND, why));
+        }
+        if let Some(user) = &user
+            && !world.people.contains(user)
+        {
+            world.people.push(user.clone());
+        }
+        drop(world);
+        let token = shared.signer.token(&tenant_id, app, user.as_ref(), audience, life, shared.now());
+        let token = token.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        Ok((StatusCode::OK, json!({"access_token": token, "token_type": "Bearer", "expires_in": life})))
+    })())
+}
+
+async fn playbooks(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let order = read(&body)?;
+        let world = shared.world();
+        let registered = shared.playbooks.register(&order, &world).map_err(wrong)?;
+        Ok((StatusCode::CREATED, registered))
+    })())
+}
+
+async fn order_fault(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let id = shared.world().faults.order(&read(&body)?).map_err(wrong)?;
+        Ok((StatusCode::CREATED, json!({"id": id})))
+    })())
+}
+
+async fn heal(State(shared): State<Arc<Shared>>) -> Response {
+    shared.world().faults.clear();
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn switches(State(shared): State<Arc<Shared>>) -> Response {
+    let described = shared.world().switches.describe();
+    told(Ok((StatusCode::OK, described)))
+}
+
+/// All or nothing: one unknown name changes none.
+async fn switch(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let order = read(&body)?;
+        let members = order.as_object().ok_or_else(|| wrong("the body is an object of names and values"))?;
+        let mut world = shared.world();
+        let mut next = world.switches.clone();
+        for (name, value) in members {
+            let value = match value {
+                Value::String(text) => text.clone(),
+                Value::Bool(true) => "on".to_owned(),
+                Value::Bool(false) => "off".to_owned(),
+                Value::Number(number) => number.to_string(),
+                _ => return Err(wrong(format!("{name} is a text, or true or false"))),
+            };
+            next.set(name, &value).map_err(wrong)?;
+        }
+        world.switches = next;
+        Ok((StatusCode::OK, world.switches.describe()))
+    })())
+}
+
+async fn calls(State(shared): State<Arc<Shared>>) -> Response {
+    let calls = shared.calls().clone();
+    told(Ok((StatusCode::OK, json!({"calls": calls}))))
+}
+
+async fn forget_calls(State(shared): State<Arc<Shared>>) -> Response {
+    shared.calls().clear();
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn state(State(shared): State<Arc<Shared>>) -> Response {
+    let described = shared.world().describe();
+    told(Ok((StatusCode::OK, described)))
+}

@@ -1,0 +1,1107 @@
+//! One workspace's incidents with their comments, relations and tasks, as Microsoft Sentinel serves them through ARM
+//! (`sentinel.md` §1 to §12). The optimistic lock is the `etag` in the body.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use super::defender::{format_instant, person};
+use super::{Answer, Moment, Refusal, Switch};
+use crate::domain::model::workspace_id;
+use crate::emulator::odata::{Filter, OrderBy};
+
+/// The behaviours of Sentinel that the reference leaves uncertain.
+pub const SWITCHES: &[Switch] = &[
+    Switch {
+        name: "omittedMembers",
+        values: &["cleared", "kept"],
+        meaning: "what a PUT does to writable members that it leaves out (sentinel.md 3)",
+    },
+    Switch {
+        name: "missingEtag",
+        values: &["unconditional", "conflict"],
+        meaning: "what an update without an etag is taken for (sentinel.md 4)",
+    },
+    Switch {
+        name: "staleEtag",
+        values: &["409", "412"],
+        meaning: "the status that refuses an update under an old etag (sentinel.md 4)",
+    },
+    Switch {
+        name: "strictVerdict",
+        values: &["off", "on"],
+        meaning: "whether Closed without a classification, an invalid pair, or a classification on an open incident is a \
+                  400 (sentinel.md 5)",
+    },
+    Switch {
+        name: "sentinelCommentsTouch",
+        values: &["on", "off"],
+        meaning: "whether a comment moves the incident's lastModifiedTimeUtc (sentinel.md 11)",
+    },
+    Switch {
+        name: "tasksTouch",
+        values: &["on", "off"],
+        meaning: "whether tasks and relations change the incident's etag (sentinel.md 4)",
+    },
+    Switch {
+        name: "etagQuotes",
+        values: &["inner", "none"],
+        meaning: "whether an incident's etag holds double quotes (sentinel.md 2)",
+    },
+    Switch {
+        name: "emptyOwner",
+        values: &["nulls", "absent", "empty"],
+        meaning: "how an incident that nobody owns shows its owner (sentinel.md 6)",
+    },
+    Switch {
+        name: "reopenKeepsVerdict",
+        values: &["off", "on"],
+        meaning: "whether a classification survives on a reopened incident when a PUT leaves it out (sentinel.md 5)",
+    },
+    Switch {
+        name: "armRetryAfter",
+        values: &["seconds", "absent"],
+        meaning: "the Retry-After header of ARM's 429 (sentinel.md 13)",
+    },
+    Switch {
+        name: "defenderSwitch",
+        values: &["off", "on"],
+        meaning: "whether the workspace is onboarded to the Defender portal: relations are refused (sentinel.md 18)",
+    },
+    Switch {
+        name: "armPageSize",
+        values: &["50", "10", "3"],
+        meaning: "how many incidents a page holds without $top (sentinel.md 11)",
+    },
+    Switch {
+        name: "workspaceGone",
+        values: &["ResourceNotFound", "WorkspaceNotFound"],
+        meaning: "the code of the 404 for a workspace that is not there (sentinel.md 13)",
+    },
+];
+
+const TOP_CEILING: usize = 1_000;
+const DESCRIPTION_LIMIT: usize = 5_000;
+const COMMENT_LIMIT: usize = 30_000;
+const MOST_COMMENTS: usize = 100;
+const MOST_TASKS: usize = 40;
+const MOST_ALERTS: usize = 150;
+const MOST_BOOKMARKS: usize = 20;
+
+const SEVERITIES: [&str; 4] = ["High", "Medium", "Low", "Informational"];
+const STATUSES: [&str; 3] = ["New", "Active", "Closed"];
+const CLASSIFICATIONS: [&str; 4] = ["Undetermined", "TruePositive", "BenignPositive", "FalsePositive"];
+const REASONS: [&str; 4] =
+    ["SuspiciousActivity", "SuspiciousButExpected", "IncorrectAlertLogic", "InaccurateData"];
+/// The writable members beside title, severity and status.
+const OPTIONAL: [&str; 8] = [
+    "description",
+    "classification",
+    "classificationReason",
+    "classificationComment",
+    "owner",
+    "labels",
+    "firstActivityTimeUtc",
+    "lastActivityTimeUtc",
+];
+
+/// What hangs on an incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    /// `/comments`
+    Comment,
+    /// `/relations`
+    Relation,
+    /// `/tasks`
+    Task,
+}
+
+impl Child {
+    /// The path segment.
+    pub const fn segment(self) -> &'static str {
+        match self {
+            Child::Comment => "comments",
+            Child::Relation => "relations",
+            Child::Task => "tasks",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    now: Value,
+    before: Option<Value>,
+    comments: BTreeMap<String, Value>,
+    relations: BTreeMap<String, Value>,
+    tasks: BTreeMap<String, Value>,
+}
+
+impl Kept {
+    fn children(&self, child: Child) -> &BTreeMap<String, Value> {
+        match child {
+            Child::Comment => &self.comments,
+            Child::Relation => &self.relations,
+            Child::Task => &self.tasks,
+        }
+    }
+
+    fn children_mut(&mut self, child: Child) -> &mut BTreeMap<String, Value> {
+        match child {
+            Child::Comment => &mut self.comments,
+            Child::Relation => &mut self.relations,
+            Child::Task => &mut self.tasks,
+        }
+    }
+}
+
+/// A change that playbooks hear of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Touched {
+    /// The incident as it is after the change, with its comments.
+    pub incident: Value,
+    /// The incident's comments, oldest first.
+    pub comments: Vec<Value>,
+    /// Whether it was created by this change.
+    pub created: bool,
+    /// Who changed it: the display name of a person, or an application's id.
+    pub by: String,
+    /// Whether that was a person.
+    pub by_user: bool,
+}
+
+/// A workspace.
+#[derive(Clone, Debug)]
+pub struct Workspace {
+    /// The subscription, as it was given.
+    pub subscription_id: String,
+    /// The resource group, as it was given.
+    pub resource_group: String,
+    /// The name, as it was given.
+    pub workspace_name: String,
+    /// The tenant it belongs to, in lower case.
+    pub tenant_id: String,
+    incidents: BTreeMap<String, Kept>,
+    counter: u64,
+    writes: u64,
+    last_stamp: Option<OffsetDateTime>,
+    /// Changes that nobody has taken yet.
+    pub touched: Vec<Touched>,
+}
+
+fn bad(message: impl Into<String>) -> Refusal {
+    Refusal::new(400, "BadRequest", message)
+}
+
+fn invalid(what: &str) -> Refusal {
+    bad(format!("Invalid data model.\n[: Invalid Properties for incident: {what}]"))
+}
+
+fn missing(what: &str, name: &str) -> Refusal {
+    Refusal::new(404, "NotFound", format!("{what} '{name}' does not exist."))
+}
+
+fn key(name: &str) -> String {
+    name.to_lowercase()
+}
+
+impl Workspace {
+    /// An empty workspace.
+    pub fn new(tenant_id: &str, subscription_id: &str, resource_group: &str, workspace_name: &str) -> Self {
+        Self {
+            subscription_id: subscription_id.to_owned(),
+            resource_group: resource_group.to_owned(),
+            workspace_name: workspace_name.to_owned(),
+            tenant_id: tenant_id.to_lowercase(),
+            incidents: BTreeMap::new(),
+            counter: 0,
+            writes: 0,
+            last_stamp: None,
+            touched: Vec::new(),
+        }
+    }
+
+    /// The key under which the world keeps it.
+    pub fn key(&self) -> String {
+        workspace_id(&self.subscription_id, &self.resource_group, &self.workspace_name)
+    }
+
+    /// The resource id as ARM writes it.
+    pub fn resource_id(&self) -> String {
+        let Self { subscription_id, resource_group, workspace_name, .. } = self;
+        format!(
+            "/subscriptions/{subscription_id}/resourceGroups/{resource_group}/providers/\
+             Microsoft.OperationalInsights/workspaces/{workspace_name}"
+        )
+    }
+
+    fn incident_id(&self, name: &str) -> String {
+        format!("{}/providers/Microsoft.SecurityInsights/Incidents/{name}", self.resource_id())
+    }
+
+    /// A time stamp with up to seven fraction digits, later than every one before.
+    fn stamp(&mut self, now: OffsetDateTime) -> String {
+        let step = time::Duration::nanoseconds(100);
+        let at = self.last_stamp.map_or(now, |last| now.max(last + step));
+        self.last_stamp = Some(at);
+        format_instant(at)
+    }
+
+    fn etag(&mut self, moment: &Moment<'_>) -> String {
+        self.writes += 1;
+        let seconds = moment.now.unix_timestamp() & 0xffff_ffff;
+        let tag = format!("{:08x}-0000-2000-0000-{seconds:08x}0000", self.writes);
+        if moment.switches.is("etagQuotes", "none") { tag } else { format!("\"{tag}\"") }
+    }
+
+    /// Everything, for `GET /state`.
+    pub fn describe(&self) -> Value {
+        let incidents: Vec<&Value> = self.incidents.values().map(|kept| &kept.now).collect();
+        let of = |child: Child| {
+            let all = self.incidents.values().filter(|kept| !kept.children(child).is_empty());
+            let named = all.map(|kept| {
+                let name = kept.now["name"].as_str().unwrap_or_default().to_owned();
+                (name, Value::Array(ordered(kept.children(child))))
+            });
+            Value::Object(named.collect())
+        };
+        json!({
+            "incidents": incidents,
+            "comments": of(Child::Comment),
+            "relations": of(Child::Relation),
+            "tasks": of(Child::Task),
+        })
+    }
+
+    fn kept(&self, name: &str) -> Result<&Kept, Refusal> {
+        self.incidents.get(&key(name)).ok_or_else(|| missing("Incident", name))
+    }
+
+    // ---- incidents -----------------------------------------------------------------------------------------------
+
+    /// `GET /incidents/{name}`
+    pub fn get_incident(&self, name: &str, stale: bool, moment: &Moment<'_>) -> Answer {
+        let kept = self.kept(name)?;
+        let seen = if stale { kept.before.as_ref().unwrap_or(&kept.now) } else { &kept.now };
+        Ok((200, shown(seen, moment)))
+    }
+
+    /// `GET /incidents`. `link` makes the next link of a token.
+    pub fn list_incidents(
+        &self,
+        options: &[(String, String)],
+        stale: bool,
+        link: &dyn Fn(&str) -> String,
+        moment: &Moment<'_>,
+    ) -> Answer {
+        let all = self.incidents.values();
+        let all = all.map(|kept| if stale { kept.before.as_ref().unwrap_or(&kept.now) } else { &kept.now });
+        let all: Vec<Value> = all.map(|value| shown(value, moment)).collect();
+        let default = ["50", "10", "3"].into_iter().find(|size| moment.switches.is("armPageSize", size));
+        let default = default.and_then(|size| size.parse().ok()).unwrap_or(50);
+        list(all, options, default, link)
+    }
+
+    /// `PUT /incidents/{name}`: creates, or replaces under the etag.
+    pub fn put_incident(&mut self, name: &str, body: &Value, moment: &Moment<'_>) -> Answer {
+        if name.is_empty() || name.len() > 260 {
+            return Err(bad("The incident id is empty or too long."));
+        }
+        let existing = self.incidents.get(&key(name)).cloned();
+        let properties = body["properties"].as_object().ok_or_else(|| invalid("'properties' is required"))?;
+        if let Some(kept) = &existing {
+            check_etag(&kept.now, body, moment)?;
+        }
+        let mut next = checked(properties, existing.as_ref().map(|kept| &kept.now), moment)?;
+        self.fill_owner(&mut next);
+        let stamp = self.stamp(moment.now);
+        let created = existing.is_none();
+        let (number, created_at) = match &existing {
+            Some(kept) => (
+                kept.now["properties"]["incidentNumber"].clone(),
+                kept.now["properties"]["createdTimeUtc"].clone(),
+            ),
+            None => {
+                self.counter += 1;
+                (json!(self.counter), json!(stamp))
+            }
+        };
+        let id = self.incident_id(name);
+        next.insert("lastModifiedTimeUtc".into(), json!(stamp));
+        next.insert("createdTimeUtc".into(), created_at);
+        next.insert("incidentNumber".into(), number.clone());
+        next.insert("providerName".into(), json!("Azure Sentinel"));
+        next.insert("providerIncidentId".into(), json!(number.to_string()));
+        next.insert("relatedAnalyticRuleIds".into(), json!([]));
+        let url = format!("https://portal.azure.com/#asset/Microsoft_Azure_Security_Insights/Incident{id}");
+        next.insert("incidentUrl".into(), json!(url));
+        let counted = existing.clone().unwrap_or_default();
+        next.insert("additionalData".into(), additional(&counted));
+        let name = existing.as_ref().and_then(|kept| kept.now["name"].as_str()).unwrap_or(name).to_owned();
+        let full = json!({
+            "id": id,
+            "name": name,
+            "etag": self.etag(moment),
+            "type": "Microsoft.SecurityInsights/Incidents",
+            "properties": next,
+        });
+        let before = existing.map(|kept| kept.now);
+        self.incidents.insert(key(&name), Kept { now: full.clone(), before, ..counted });
+        self.tell(&name, created, moment);
+        Ok((if created { 201 } else { 200 }, shown(&full, moment)))
+    }
+
+    /// `DELETE /incidents/{name}`
+    pub fn delete_incident(&mut self, name: &str) -> Answer {
+        Ok((if self.incidents.remove(&key(name)).is_some() { 200 } else { 204 }, Value::Null))
+    }
+
+    /// Owner members that follow from the one that was given, as the directory has them.
+    fn fill_owner(&self, next: &mut Map<String, Value>) {
+        let Some(Value::Object(owner)) = next.get_mut("owner") else { return };
+        let text = |name: &str| owner.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let (id, upn, email) = (text("objectId"), text("userPrincipalName"), text("email"));
+        let known = upn.or(email).map(|upn| person(&self.tenant_id, upn));
+        let Some(known) = known else {
+            // An id alone is somebody whom only the directory knows.
+            if let Some(id) = id {
+                let upn = format!("user-{}@contoso.com", id.get(..8).unwrap_or(id).to_lowercase());
+                for (name, value) in [
+                    ("email", upn.clone()),
+                    ("userPrincipalName", upn),
+                    ("assignedTo", format!("User {}", id.get(..8).unwrap_or(id))),
+                ] {
+                    owner.entry(name).or_insert(json!(value));
+                }
+                owner.insert("ownerType".into(), json!("Unknown"));
+            }
+            return;
+        };
+        for (name, value) in [
+            ("objectId", known.object_id),
+            ("email", known.upn.clone()),
+            ("userPrincipalName", known.upn),
+            ("assignedTo", known.display_name),
+        ] {
+            if owner.get(name).is_none_or(Value::is_null) {
+                owner.insert(name.to_owned(), json!(value));
+            }
+        }
+        owner.insert("ownerType".into(), json!("Unknown"));
+    }
+
+    fn tell(&mut self, name: &str, created: bool, moment: &Moment<'_>) {
+        let Some(kept) = self.incidents.get(&key(name)) else { return };
+        let (by, by_user) = match &moment.caller.user {
+            Some(person) => (person.display_name.clone(), true),
+            None => (moment.caller.app_id.clone(), false),
+        };
+        let comments = ordered(&kept.comments);
+        let touched = Touched { incident: kept.now.clone(), comments, created, by, by_user };
+        self.touched.push(touched);
+    }
+
+    /// An incident changed in what hangs on it.
+    fn bump(&mut self, name: &str, tag: bool, time: bool, moment: &Moment<'_>) {
+        let etag = self.etag(moment);
+        let stamp = self.stamp(moment.now);
+        let Some(kept) = self.incidents.get_mut(&key(name)) else { return };
+        kept.before = Some(kept.now.clone());
+        kept.now["properties"]["additionalData"] = additional(kept);
+        if tag {
+            kept.now["etag"] = json!(etag);
+        }
+        if time {
+            kept.now["properties"]["lastModifiedTimeUtc"] = json!(stamp);
+        }
+    }
+
+    // ---- comments, relations, tasks ------------------------------------------------------------------------------
+
+    /// `GET /incidents/{name}/{children}`
+    pub fn list_children(
+        &self,
+        name: &str,
+        child: Child,
+        options: &[(String, String)],
+        link: &dyn Fn(&str) -> String,
+    ) -> Answer {
+        let all = ordered(self.kept(name)?.children(child));
+        list(all, options, 50, link)
+    }
+
+    /// `GET /incidents/{name}/{children}/{id}`
+    pub fn get_child(&self, name: &str, child: Child, id: &str) -> Answer {
+        let found = self.kept(name)?.children(child).get(&key(id));
+        found.map(|value| (200, value.clone())).ok_or_else(|| missing("Resource", id))
+    }
+
+    /// `PUT /incidents/{name}/{children}/{id}`
+    pub fn put_child(
+        &mut self,
+        name: &str,
+        child: Child,
+        id: &str,
+        body: &Value,
+        moment: &Moment<'_>,
+    ) -> Answer {
+        let kept = self.kept(name)?.clone();
+        let known = kept.children(child).get(&key(id));
+        let given = &body["properties"];
+        let properties = match child {
+            Child::Comment => check_comment(given, known, &kept, moment)?,
+            Child::Task => check_task(given, known, &kept)?,
+            Child::Relation => self.check_relation(given, id, name, &kept, moment)?,
+        };
+        let stamp = self.stamp(moment.now);
+        let client = self.client(moment);
+        let created = known.map_or(json!(stamp), |known| known["properties"]["createdTimeUtc"].clone());
+        let mut full = properties;
+        match child {
+            Child::Comment => {
+                let author = known.map_or(client, |known| known["properties"]["author"].clone());
+                full.insert("createdTimeUtc".into(), created);
+                full.insert("lastModifiedTimeUtc".into(), json!(stamp));
+                full.insert("author".into(), author);
+            }
+            Child::Task => {
+                let by = known.map_or(client.clone(), |known| known["properties"]["createdBy"].clone());
+                full.insert("createdTimeUtc".into(), created);
+                full.insert("lastModifiedTimeUtc".into(), json!(stamp));
+                full.insert("createdBy".into(), by);
+                full.insert("lastModifiedBy".into(), client);
+            }
+            Child::Relation => {}
+        }
+        let segment = child.segment();
+        let own = self.etag(moment);
+        let value = json!({
+            "id": format!("{}/{segment}/{id}", self.incident_id(kept.now["name"].as_str().unwrap_or(name))),
+            "name": id,
+            "etag": own.trim_matches('"'),
+            "type": format!("Microsoft.SecurityInsights/Incidents/{segment}"),
+            "properties": full,
+        });
+        let status = if known.is_some() { 200 } else { 201 };
+        if let Some(kept) = self.incidents.get_mut(&key(name)) {
+            kept.children_mut(child).insert(key(id), value.clone());
+        }
+        self.child_changed(name, child, moment);
+        Ok((status, value))
+    }
+
+    /// `DELETE /incidents/{name}/{children}/{id}`
+    pub fn delete_child(&mut self, name: &str, child: Child, id: &str, moment: &Moment<'_>) -> Answer {
+        self.kept(name)?;
+        if child == Child::Relation && moment.switches.is("defenderSwitch", "on") {
+            return Err(bad(
+                "Failed to delete relation. Microsoft Defender XDR alerts cannot be removed from Microsoft Defender XDR \
+                 incidents.",
+            ));
+        }
+        let gone = self.incidents.get_mut(&key(name)).and_then(|kept| kept.children_mut(child).remove(&key(id)));
+        if gone.is_none() {
+            return Ok((204, Value::Null));
+        }
+        self.child_changed(name, child, moment);
+        Ok((200, Value::Null))
+    }
+
+    fn child_changed(&mut self, name: &str, child: Child, moment: &Moment<'_>) {
+        match child {
+            Child::Comment => {
+                self.bump(name, true, moment.switches.is("sentinelCommentsTouch", "on"), moment);
+                self.tell(name, false, moment);
+            }
+            Child::Task | Child::Relation => {
+                self.bump(name, moment.switches.is("tasksTouch", "on"), false, moment);
+            }
+        }
+    }
+
+    /// The caller as `ClientInfo`: a person, or an application with neither mail nor principal name (sentinel.md 8).
+    fn client(&self, moment: &Moment<'_>) -> Value {
+        match &moment.caller.user {
+            Some(person) => json!({
+                "objectId": person.object_id, "email": person.upn, "name": person.display_name,
+                "userPrincipalName": person.upn,
+            }),
+            None => json!({"objectId": moment.caller.object_id, "name": moment.caller.app_id}),
+        }
+    }
+
+    fn check_relation(
+        &self,
+        given: &Value,
+        id: &str,
+        name: &str,
+        kept: &Kept,
+        moment: &Moment<'_>,
+    ) -> Result<Map<String, Value>, Refusal> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if !(3..=63).contains(&id.len()) || !id.chars().all(allowed) {
+            return Err(bad(format!("The relation name '{id}' does not match ^[a-zA-Z0-9-]{{3,63}}$.")));
+        }
+        if moment.switches.is("defenderSwitch", "on") {
+            return Err(bad(
+                "Failed to create relation. Microsoft Defender XDR alerts cannot be added to Microsoft Defender XDR \
+                 incidents.",
+            ));
+        }
+        let Some(target) = given["relatedResourceId"].as_str().filter(|text| !text.is_empty()) else {
+            return Err(bad("Failed to create relation. 'relatedResourceId' is required."));
+        };
+        let lower = target.to_lowercase();
+        if !lower.starts_with(&format!("{}/", self.key())) {
+            return Err(bad(
+                "Failed to create relation. Related resource and incident should belong to the same workspace.",
+            ));
+        }
+        let mut segments = target.rsplit('/');
+        let related_name = segments.next().unwrap_or_default();
+        let kind = segments.next().unwrap_or_default().to_lowercase();
+        let related_type = match kind.as_str() {
+            "entities" => "Microsoft.SecurityInsights/entities",
+            "bookmarks" => "Microsoft.SecurityInsights/bookmarks",
+            _ => return Err(bad(format!("Failed to create relation. '{target}' is neither alert nor bookmark."))),
+        };
+        let same = |value: &Value| {
+            value["properties"]["relatedResourceId"].as_str().is_some_and(|known| known.to_lowercase() == lower)
+        };
+        if let Some(known) = kept.relations.get(&key(id)) {
+            if known["properties"]["relatedResourceType"] != related_type {
+                return Err(bad(format!(
+                    "Failed to create relation. Different relation type with name {id} already exists in incident {name}."
+                )));
+            }
+            if !same(known) {
+                let other = known["properties"]["relatedResourceName"].as_str().unwrap_or_default();
+                return Err(Refusal::new(
+                    409,
+                    "Conflict",
+                    format!(
+                        "Relation with name {id} already exists in incident {name} to different alert {other}."
+                    ),
+                ));
+            }
+        } else if kept.relations.values().any(same) {
+            return Err(bad(format!(
+                "Failed to create relation. Alert {related_name} already exists in incident {name}."
+            )));
+        }
+        let most = if kind == "entities" { MOST_ALERTS } else { MOST_BOOKMARKS };
+        let count = kept.relations.values().filter(|r| r["properties"]["relatedResourceType"] == related_type).count();
+        if count >= most && !kept.relations.contains_key(&key(id)) {
+            return Err(bad(format!("Failed to create relation. The incident has {most} of them, the maximum.")));
+        }
+        let mut full = Map::new();
+        full.insert("relatedResourceId".into(), json!(target));
+        full.insert("relatedResourceName".into(), json!(related_name));
+        full.insert("relatedResourceType".into(), json!(related_type));
+        if kind == "entities" {
+            full.insert("relatedResourceKind".into(), json!("SecurityAlert"));
+        }
+        Ok(full)
+    }
+
+    /// `POST /incidents/{name}/alerts`, `/bookmarks`, `/entities`: what is related, as far as it is known here.
+    pub fn related(&self, name: &str, what: &str) -> Answer {
+        let kept = self.kept(name)?;
+        let of = |kind: &str| {
+            let relations = kept.relations.values();
+            relations
+                .filter(move |r| {
+                    r["properties"]["relatedResourceType"].as_str().is_some_and(|known| known.ends_with(kind))
+                })
+                .map(|r| {
+                    let related = r["properties"]["relatedResourceName"].as_str().unwrap_or_default().to_owned();
+                    (related, r["properties"]["relatedResourceId"].clone())
+                })
+                .collect::<Vec<_>>()
+        };
+        match what {
+            "alerts" => {
+                let alert = |(name, id): (String, Value)| {
+                    json!({
+                        "id": id, "name": name, "type": "Microsoft.SecurityInsights/Entities", "kind": "SecurityAlert",
+                        "properties": {"systemAlertId": name, "friendlyName": name, "alertDisplayName": name},
+                    })
+                };
+                Ok((200, json!({"value": of("entities").into_iter().map(alert).collect::<Vec<_>>()})))
+            }
+            "bookmarks" => {
+                let bookmark = |(name, id): (String, Value)| {
+                    json!({
+                        "id": id, "name": name, "type": "Microsoft.SecurityInsights/Entities", "kind": "Bookmark",
+                        "properties": {"displayName": name, "query": "SecurityEvent"},
+                    })
+                };
+                Ok((200, json!({"value": of("bookmarks").into_iter().map(bookmark).collect::<Vec<_>>()})))
+            }
+            // Entities come with alerts that carry them, and alerts made here carry none.
+            _ => Ok((200, json!({"entities": [], "metaData": []}))),
+        }
+    }
+}
+
+/// Children in the order in which they were made.
+fn ordered(children: &BTreeMap<String, Value>) -> Vec<Value> {
+    let mut list: Vec<Value> = children.values().cloned().collect();
+    list.sort_by(|a, b| {
+        let time = |v: &Value| {
+            let text = v["properties"]["createdTimeUtc"].as_str().unwrap_or_default();
+            OffsetDateTime::parse(text, &Rfc3339).ok()
+        };
+        time(a).cmp(&time(b)).then_with(|| a["name"].as_str().cmp(&b["name"].as_str()))
+    });
+    list
+}
+
+fn additional(kept: &Kept) -> Value {
+    let of = |kind: &str| {
+        let relations = kept.relations.values();
+        relations.filter(|r| r["properties"]["relatedResourceType"].as_str().is_some_and(|t| t.ends_with(kind))).count()
+    };
+    json!({
+        "alertsCount": of("entities"),
+        "bookmarksCount": of("bookmarks"),
+        "commentsCount": kept.comments.len(),
+        "alertProductNames": [],
+        "tactics": [],
+        "techniques": [],
+    })
+}
+
+fn check_etag(now: &Value, body: &Value, moment: &Moment<'_>) -> Result<(), Refusal> {
+    let current = now["etag"].as_str().unwrap_or_default();
+    let conflict = || {
+        let status = if moment.switches.is("staleEtag", "412") { 412 } else { 409 };
+        let name = now["name"].as_str().unwrap_or_default();
+        let message = format!("Newer version of resource '{name}' exists. Data was not saved");
+        Refusal::new(status, "Conflict", message)
+    };
+    match body["etag"].as_str() {
+        Some(etag) if etag == current => Ok(()),
+        // A wildcard is not known to work; it is taken for what it is, another etag.
+        Some(_) => Err(conflict()),
+        None if moment.switches.is("missingEtag", "conflict") => Err(conflict()),
+        None => Ok(()),
+    }
+}
+
+/// The writable members of a PUT, checked.
+fn checked(
+    given: &Map<String, Value>,
+    existing: Option<&Value>,
+    moment: &Moment<'_>,
+) -> Result<Map<String, Value>, Refusal> {
+    let mut next = Map::new();
+    let word = |name: &str, known: &[&str]| -> Result<Value, Refusal> {
+        let text = given.get(name).and_then(Value::as_str).unwrap_or_default();
+        known
+            .iter()
+            .find(|word| word.eq_ignore_ascii_case(text))
+            .map(|word| json!(word))
+            .ok_or_else(|| invalid(&format!("'{name}' has an invalid value '{text}'")))
+    };
+    let title = given.get("title").and_then(Value::as_str).map(str::trim).filter(|title| !title.is_empty());
+    next.insert("title".into(), json!(title.ok_or_else(|| invalid("'title' is required"))?));
+    next.insert("severity".into(), word("severity", &SEVERITIES)?);
+    let status = word("status", &STATUSES)?;
+    let closed = status == "Closed";
+    next.insert("status".into(), status);
+    for name in OPTIONAL {
+        let value = match given.get(name) {
+            // Left out, or sent as null: an absent member is not shown.
+            None if moment.switches.is("omittedMembers", "kept") => {
+                let verdict = name.starts_with("classification");
+                let lost = verdict && !closed && moment.switches.is("reopenKeepsVerdict", "off");
+                match existing.map(|now| &now["properties"][name]) {
+                    Some(value) if !value.is_null() && !lost => value.clone(),
+                    _ => continue,
+                }
+            }
+            None | Some(Value::Null) => continue,
+            Some(value) => value.clone(),
+        };
+        let value = match name {
+            "classification" => word(name, &CLASSIFICATIONS)?,
+            "classificationReason" => word(name, &REASONS)?,
+            "owner" => {
+                let owner = value.as_object().ok_or_else(|| invalid("'owner' is not an object"))?;
+                Value::Object(owner.iter().filter(|(_, value)| !value.is_null()).map(|(n, v)| (n.clone(), v.clone())).collect())
+            }
+            "labels" => labels(&value, existing)?,
+            "firstActivityTimeUtc" | "lastActivityTimeUtc" => {
+                let at = value.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+                json!(format_instant(at.ok_or_else(|| invalid(&format!("'{name}' is no date")))?))
+            }
+            _ => {
+                let text = value.as_str().ok_or_else(|| invalid(&format!("'{name}' is not a text")))?;
+                if name == "description" && text.encode_utf16().count() > DESCRIPTION_LIMIT {
+                    return Err(invalid("'description' is longer than 5000 characters"));
+                }
+                if name == "description" && text.is_empty() {
+                    continue;
+                }
+                value
+            }
+        };
+        next.insert(name.into(), value);
+    }
+    if moment.switches.is("strictVerdict", "on") {
+        check_verdict(&next, closed)?;
+    }
+    next.entry("labels").or_insert(json!([]));
+    Ok(next)
+}
+
+/// The combinations that the portal offers (sentinel.md 5).
+fn check_verdict(next: &Map<String, Value>, closed: bool) -> Result<(), Refusal> {
+    let text = |name: &str| next.get(name).and_then(Value::as_str);
+    match (closed, text("classification"), text("classificationReason")) {
+        (false, None, None)
+        | (true, Some("Undetermined"), None)
+        | (true, Some("TruePositive"), Some("SuspiciousActivity"))
+        | (true, Some("BenignPositive"), Some("SuspiciousButExpected"))
+        | (true, Some("FalsePositive"), Some("IncorrectAlertLogic" | "InaccurateData")) => Ok(()),
+        (true, None, _) => Err(invalid("'classification' is required when the status is Closed")),
+        (false, ..) => Err(invalid("'classification' is allowed only when the status is Closed")),
+        _ => Err(invalid("'classificationReason' does not go with 'classification'")),
+    }
+}
+
+/// `labelType` is the service's: a label that was AutoAssigned stays so while it is sent back.
+fn labels(value: &Value, existing: Option<&Value>) -> Result<Value, Refusal> {
+    let list = value.as_array().ok_or_else(|| invalid("'labels' is not a list"))?;
+    let auto = |name: &str| {
+        existing.and_then(|now| now["properties"]["labels"].as_array()).is_some_and(|known| {
+            known.iter().any(|label| label["labelType"] == "AutoAssigned" && label["labelName"] == name)
+        })
+    };
+    let mut labels: Vec<Value> = Vec::new();
+    for label in list {
+        let name = label["labelName"].as_str().map(str::trim).filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| invalid("'labelName' is required"))?;
+        let kind = if auto(name) { "AutoAssigned" } else { "User" };
+        if !labels.iter().any(|label| label["labelName"] == name) {
+            labels.push(json!({"labelName": name, "labelType": kind}));
+        }
+    }
+    Ok(Value::Array(labels))
+}
+
+fn check_comment(
+    given: &Value,
+    known: Option<&Value>,
+    kept: &Kept,
+    moment: &Moment<'_>,
+) -> Result<Map<String, Value>, Refusal> {
+    let message = given["message"].as_str().filter(|message| !message.is_empty());
+    let message = message.ok_or_else(|| bad("Invalid data model.\n[: 'message' is required]"))?;
+    if message.encode_utf16().count() > COMMENT_LIMIT {
+        return Err(bad("Invalid data model.\n[: 'message' is longer than 30000 characters]"));
+    }
+    if known.is_none() && kept.comments.len() >= MOST_COMMENTS {
+        return Err(bad("The incident has 100 comments, the maximum."));
+    }
+    // Only the author may edit (sentinel.md 8).
+    let author = match &moment.caller.user {
+        Some(person) => &person.object_id,
+        None => &moment.caller.object_id,
+    };
+    if known.is_some_and(|known| known["properties"]["author"]["objectId"] != **author) {
+        return Err(Refusal::new(403, "AuthorizationFailed", "Only the author of a comment can change it."));
+    }
+    let mut full = Map::new();
+    full.insert("message".into(), json!(message));
+    Ok(full)
+}
+
+fn check_task(given: &Value, known: Option<&Value>, kept: &Kept) -> Result<Map<String, Value>, Refusal> {
+    let title = given["title"].as_str().filter(|title| !title.is_empty());
+    let title = title.ok_or_else(|| bad("Invalid data model.\n[: 'title' is required]"))?;
+    let status = given["status"].as_str().filter(|status| ["New", "Completed"].contains(status));
+    let status = status.ok_or_else(|| bad("Invalid data model.\n[: 'status' is New or Completed]"))?;
+    if known.is_none() && kept.tasks.len() >= MOST_TASKS {
+        return Err(bad("The incident has 40 tasks, the maximum."));
+    }
+    let mut full = Map::new();
+    full.insert("title".into(), json!(title));
+    full.insert("status".into(), json!(status));
+    if let Some(description) = given["description"].as_str() {
+        full.insert("description".into(), json!(description));
+    }
+    Ok(full)
+}
+
+/// An incident as it is answered: an owner that is nobody has several forms.
+fn shown(value: &Value, moment: &Moment<'_>) -> Value {
+    let mut value = value.clone();
+    let nobody = value["properties"]["owner"].as_object().is_none_or(Map::is_empty);
+    if nobody && let Some(properties) = value["properties"].as_object_mut() {
+        if moment.switches.is("emptyOwner", "absent") {
+            properties.remove("owner");
+        } else if moment.switches.is("emptyOwner", "empty") {
+            properties.insert("owner".into(), json!({}));
+        } else {
+            let nulls = json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null});
+            properties.insert("owner".into(), nulls);
+        }
+    }
+    value
+}
+
+/// Filter, order, page.
+fn list(
+    mut all: Vec<Value>,
+    options: &[(String, String)],
+    default: usize,
+    link: &dyn Fn(&str) -> String,
+) -> Answer {
+    let get = |name: &str| options.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    if let Some(text) = get("$filter") {
+        let filter = Filter::parse(text).map_err(|why| bad(format!("Invalid OData filter: {why}")))?;
+        all.retain(|value| filter.matches(value));
+    }
+    if let Some(text) = get("$orderby") {
+        let order = OrderBy::parse(text).map_err(|why| bad(format!("Invalid OData order: {why}")))?;
+        all.sort_by(|a, b| order.compare(a, b));
+    }
+    let top = match get("$top") {
+        None => default,
+        Some(text) => match text.parse::<usize>() {
+            Ok(top) if (1..=TOP_CEILING).contains(&top) => top,
+            _ => return Err(bad(format!("'$top' is a number from 1 to {TOP_CEILING}, not '{text}'."))),
+        },
+    };
+    let skip = match get("$skiptoken") {
+        None => 0,
+        Some(token) => read_token(token).ok_or_else(|| bad("The skip token is invalid."))?,
+    };
+    let total = all.len();
+    let value: Vec<Value> = all.into_iter().skip(skip).take(top).collect();
+    let mut page = json!({});
+    let next = skip + value.len();
+    page["value"] = Value::Array(value);
+    if next < total {
+        page["nextLink"] = json!(link(&write_token(next)));
+    }
+    Ok((200, page))
+}
+
+/// Opaque to clients; they must follow links as they are.
+fn write_token(skip: usize) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE.encode(format!("skip:{skip}"))
+}
+
+fn read_token(token: &str) -> Option<usize> {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::URL_SAFE.decode(token).ok()?;
+    std::str::from_utf8(&bytes).ok()?.strip_prefix("skip:")?.parse().ok()
+}
+
+/// The body that an automation rule's playbook posts (`sentinel.md` §16.1).
+pub fn playbook_body(workspace: &Workspace, touched: &Touched, event_id: &Uuid) -> Value {
+    let Touched { incident, comments, created, by, by_user } = touched;
+    let mut object = incident.clone();
+    if let Some(properties) = object["properties"].as_object_mut() {
+        for name in ["alerts", "relatedEntities", "bookmarks"] {
+            properties.insert(name.to_owned(), json!([]));
+        }
+        properties.insert("comments".into(), json!(comments));
+        properties.entry("description").or_insert(json!(""));
+    }
+    let mut body = json!({
+        "eventUniqueId": event_id,
+        "objectSchemaType": "Incident",
+        "objectEventType": if *created { "Create" } else { "Update" },
+        "workspaceInfo": {
+            "SubscriptionId": workspace.subscription_id,
+            "ResourceGroupName": workspace.resource_group,
+            "WorkspaceName": workspace.workspace_name,
+        },
+        "workspaceId": Uuid::new_v5(&Uuid::NAMESPACE_URL, workspace.key().as_bytes()),
+        "object": object,
+    });
+    if !created {
+        body["incidentUpdates"] = json!({
+            "updatedBy": {"source": if *by_user { "User" } else { "Application" }, "name": by},
+            "updatedTime": incident["properties"]["lastModifiedTimeUtc"],
+            "alerts": [],
+        });
+    }
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Caller, Switches};
+    use super::*;
+
+    const EPOCH: OffsetDateTime = time::macros::datetime!(2026-03-01 08:00 UTC);
+
+    fn app() -> Caller {
+        Caller { tenant_id: "t".into(), app_id: "app".into(), object_id: "o".into(), user: None }
+    }
+
+    fn plain() -> Value {
+        json!({"properties": {"title": " Phish ", "severity": "high", "status": "New"}})
+    }
+
+    fn workspace() -> Workspace {
+        Workspace::new("t", "S", "Rg", "Ws")
+    }
+
+    #[test]
+    fn created_then_replaced_under_the_etag_only() {
+        let switches = Switches::new(&[SWITCHES]);
+        let app = app();
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        let mut workspace = workspace();
+        let (status, first) = workspace.put_incident("A-1", &plain(), &moment).expect("created");
+        assert_eq!((status, &first["properties"]["title"]), (201, &json!("Phish")));
+        assert!(first["id"].as_str().expect("id").ends_with("/Incidents/A-1"));
+        let mut update = plain();
+        update["etag"] = first["etag"].clone();
+        update["properties"]["description"] = json!("text");
+        let (status, second) = workspace.put_incident("a-1", &update, &moment).expect("updated, without case");
+        assert_eq!((status, &second["name"]), (200, &json!("A-1")));
+        assert_ne!(first["etag"], second["etag"]);
+        let refused = workspace.put_incident("a-1", &update, &moment).expect_err("stale");
+        assert_eq!((refused.status, refused.code.as_str()), (409, "Conflict"));
+        assert!(refused.message.starts_with("Newer version of resource 'A-1' exists."));
+        update["etag"] = second["etag"].clone();
+        update["properties"].as_object_mut().expect("object").remove("description");
+        let (_, third) = workspace.put_incident("a-1", &update, &moment).expect("updated");
+        assert!(third["properties"].get("description").is_none(), "what is left out is cleared");
+        assert_eq!(workspace.delete_incident("A-1").expect("deleted").0, 200);
+        assert_eq!(workspace.delete_incident("A-1").expect("gone").0, 204);
+    }
+
+    #[test]
+    fn each_uncertain_behaviour_can_be_switched() {
+        let app = app();
+        let mut switches = Switches::new(&[SWITCHES]);
+        let mut workspace = workspace();
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        let mut body = plain();
+        body["properties"]["description"] = json!("text");
+        workspace.put_incident("1", &body, &moment).expect("created");
+        workspace.put_incident("1", &plain(), &moment).expect("no etag is no condition");
+        for (name, value) in
+            [("missingEtag", "conflict"), ("staleEtag", "412"), ("omittedMembers", "kept"), ("strictVerdict", "on")]
+        {
+            switches.set(name, value).expect("known");
+        }
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        assert_eq!(workspace.put_incident("1", &plain(), &moment).expect_err("no etag").status, 412);
+        let (_, now) = workspace.get_incident("1", false, &moment).expect("there");
+        let mut body = plain();
+        body["etag"] = now["etag"].clone();
+        body["properties"]["status"] = json!("Closed");
+        assert_eq!(workspace.put_incident("1", &body, &moment).expect_err("no verdict").status, 400);
+        body["properties"]["classification"] = json!("FalsePositive");
+        body["properties"]["classificationReason"] = json!("SuspiciousActivity");
+        assert_eq!(workspace.put_incident("1", &body, &moment).expect_err("no pair").status, 400);
+        body["properties"]["classificationReason"] = json!("InaccurateData");
+        assert_eq!(workspace.put_incident("1", &body, &moment).expect("a pair").0, 200);
+    }
+
+    #[test]
+    fn lists_are_filtered_ordered_and_paged() {
+        let switches = Switches::new(&[SWITCHES]);
+        let app = app();
+        let mut workspace = workspace();
+        for number in 0..7_u64 {
+            let moment = Moment {
+                now: EPOCH + std::time::Duration::from_secs(number),
+                caller: &app,
+                switches: &switches,
+            };
+            workspace.put_incident(&format!("n{number}"), &plain(), &moment).expect("created");
+        }
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        let mut options = vec![
+            ("$filter".to_owned(), "properties/lastModifiedTimeUtc ge 2026-03-01T08:00:02Z".to_owned()),
+            ("$orderby".to_owned(), "properties/lastModifiedTimeUtc asc".to_owned()),
+            ("$top".to_owned(), "2".to_owned()),
+        ];
+        let mut seen = Vec::new();
+        loop {
+            let (_, page) =
+                workspace.list_incidents(&options, false, &str::to_owned, &moment).expect("a page");
+            seen.extend(page["value"].as_array().expect("list").iter().map(|i| i["name"].clone()));
+            let Some(token) = page["nextLink"].as_str() else { break };
+            options.retain(|(name, _)| name != "$skiptoken");
+            options.push(("$skiptoken".to_owned(), token.to_owned()));
+        }
+        assert_eq!(seen, ["n2", "n3", "n4", "n5", "n6"]);
+        let too_many = [("$top".to_owned(), "1001".to_owned())];
+        assert_eq!(workspace.list_incidents(&too_many, false, &str::to_owned, &moment).expect_err("no").status, 400);
+    }
+
+    #[test]
+    fn comments_move_the_incident_and_belong_to_their_author() {
+        let switches = Switches::new(&[SWITCHES]);
+        let app = app();
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        let mut workspace = workspace();
+        let (_, before) = workspace.put_incident("1", &plain(), &moment).expect("created");
+        let comment = json!({"properties": {"message": "Hello"}});
+        let (status, made) = workspace.put_child("1", Child::Comment, "c", &comment, &moment).expect("made");
+        assert_eq!((status, &made["properties"]["author"]["name"]), (201, &json!("app")));
+        let (_, after) = workspace.get_incident("1", false, &moment).expect("there");
+        assert_ne!(before["etag"], after["etag"]);
+        assert_eq!(after["properties"]["additionalData"]["commentsCount"], 1);
+        let ann = Caller { user: Some(person("t", "ann@contoso.com")), ..app.clone() };
+        let other = Moment { caller: &ann, ..moment };
+        assert_eq!(workspace.put_child("1", Child::Comment, "c", &comment, &other).expect_err("not hers").status, 403);
+        let long = json!({"properties": {"message": "x".repeat(30_001)}});
+        assert_eq!(workspace.put_child("1", Child::Comment, "d", &long, &moment).expect_err("long").status, 400);
+        assert_eq!(workspace.put_child("2", Child::Comment, "c", &comment, &moment).expect_err("gone").status, 404);
+    }
+
+    #[test]
+    fn an_owner_is_filled_from_what_is_given() {
+        let switches = Switches::new(&[SWITCHES]);
+        let app = app();
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        let mut workspace = workspace();
+        let mut body = plain();
+        body["properties"]["owner"] = json!({"userPrincipalName": "john.doe@contoso.com", "objectId": null});
+        let (_, made) = workspace.put_incident("1", &body, &moment).expect("created");
+        assert_eq!(made["properties"]["owner"]["assignedTo"], "John Doe");
+        body["etag"] = made["etag"].clone();
+        body["properties"]["owner"] = json!({"userPrincipalName": null, "objectId": null});
+        let (_, nobody) = workspace.put_incident("1", &body, &moment).expect("updated");
+        assert_eq!(nobody["properties"]["owner"]["objectId"], Value::Null);
+        assert!(nobody["properties"]["owner"].get("ownerType").is_none());
+    }
+
+    #[test]
+    fn relations_follow_the_documented_refusals() {
+        let switches = Switches::new(&[SWITCHES]);
+        let app = app();
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        let mut workspace = workspace();
+        workspace.put_incident("1", &plain(), &moment).expect("created");
+        let to = |workspace: &Workspace, id: &str| {
+            let base = workspace.resource_id();
+            json!({"properties": {"relatedResourceId": format!("{base}/providers/Microsoft.SecurityInsights/entities/{id}")}})
+        };
+        let alert = to(&workspace, "a1");
+        let other = to(&workspace, "a2");
+        assert_eq!(workspace.put_child("1", Child::Relation, "rel-1", &alert, &moment).expect("made").0, 201);
+        assert_eq!(workspace.put_child("1", Child::Relation, "rel-1", &alert, &moment).expect("same").0, 200);
+        let twice = workspace.put_child("1", Child::Relation, "rel-2", &alert, &moment).expect_err("twice");
+        assert!(twice.status == 400 && twice.message.contains("already exists in incident"));
+        assert_eq!(workspace.put_child("1", Child::Relation, "rel-1", &other, &moment).expect_err("other").status, 409);
+        assert_eq!(workspace.put_child("1", Child::Relation, "x", &other, &moment).expect_err("name").status, 400);
+        let foreign = json!({"properties": {"relatedResourceId": "/subscriptions/x/entities/a"}});
+        assert_eq!(workspace.put_child("1", Child::Relation, "rel-3", &foreign, &moment).expect_err("where").status, 400);
+    }
+}
