@@ -24,6 +24,8 @@ use crate::ports::{Clock, Defender, Fence, Held, Hint, LinkRecord, Page, Sentine
 
 /// How long a poller's fence lasts; prolonged with every page.
 const FENCE_FOR: Duration = Duration::from_secs(60);
+/// A version that is still news this long after it was told is told again: a read that lagged may have settled its job.
+const TELL_AGAIN: time::Duration = time::Duration::seconds(30);
 /// The watermark stays this far behind the start of the poll: two clocks.
 const MARGIN: Duration = Duration::from_secs(5);
 /// After this many empty polls in a row the interval stretches.
@@ -94,8 +96,8 @@ pub struct Poller {
     source: Source,
     scope: String,
     pace: Pace,
-    /// What was seen within the overlap: id to version, and when that version came to be.
-    seen: HashMap<String, (String, OffsetDateTime)>,
+    /// What was seen within the overlap: id to version, when that version came to be, and when it was last told.
+    seen: HashMap<String, (String, OffsetDateTime, OffsetDateTime)>,
 }
 
 /// One record of either change list.
@@ -238,7 +240,7 @@ impl Poller {
             self.store.set_value(&look_back_name, "").await.map_err(store_failure)?;
         }
         let forget = reached - self.options.overlap;
-        self.seen.retain(|_, (_, at)| *at >= forget);
+        self.seen.retain(|_, (_, at, _)| *at >= forget);
         Ok((hints, pages))
     }
 
@@ -257,17 +259,20 @@ impl Poller {
             source: source.to_owned(),
         };
         for Changed { id, version, at } in records {
-            if self.seen.get(&id).is_some_and(|(seen, _)| *seen == version) {
+            let told_lately = |seen: &(String, OffsetDateTime, OffsetDateTime)| {
+                seen.0 == version && now - seen.2 < TELL_AGAIN
+            };
+            if self.seen.get(&id).is_some_and(told_lately) {
                 continue;
             }
             if self.news(&id, &version).await? {
                 hints.push(hint(&id, Some(version.clone()), "poll"));
             }
-            fresh.push((id, (version, at)));
+            fresh.push((id, (version, at, now)));
         }
         for (id, why) in unreadable {
             let mark = format!("unreadable: {why}");
-            if self.seen.get(&id).is_some_and(|(seen, _)| *seen == mark) {
+            if self.seen.get(&id).is_some_and(|(seen, ..)| *seen == mark) {
                 continue;
             }
             self.metrics.unreadable(side);
@@ -276,7 +281,7 @@ impl Poller {
             if !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
                 hints.push(hint(&id, None, "poll-unreadable"));
             }
-            fresh.push((id, (mark, now)));
+            fresh.push((id, (mark, now, now)));
         }
         let count = hints.len();
         if count > 0 {

@@ -27,11 +27,9 @@ use crate::ports::{Clock, Fence, Held, Hint, JournalEntry, LinkRecord, Store, St
 pub const FENCE_FOR: Duration = Duration::from_secs(60);
 /// How many writes a link may take in an hour. People do not edit that often; two programs that disagree do.
 pub const MOST_WRITES_AN_HOUR: u64 = 20;
-/// How often a read that seems to lag is repeated before the hint is taken for an old one.
-const DOUBTS: u32 = 2;
-/// How often a read that finds nothing where something was is repeated before it is believed: half a minute, with the
-/// back-off between the attempts. A list that lags shows a new twin late.
-const VANISHING_DOUBTS: u32 = 5;
+/// How often a read that seems to lag, or that finds nothing where something was, is repeated before it is believed:
+/// half a minute, with the back-off between the attempts. Replicas lag by seconds.
+const DOUBTS: u32 = 5;
 /// How often a read below a Defender hint's version is repeated before the hint is taken for mistaken.
 const MOST_STALE_READS: u32 = 6;
 /// After this time a link that was put aside is looked at again when a hint comes.
@@ -223,7 +221,7 @@ impl Reconciler {
         }
         match &planned.outcome {
             Outcome::Nothing(why) => return Ok(Ok(Report::of(End::Nothing(why)))),
-            Outcome::Vanished(side) if run.cause.attempts < VANISHING_DOUBTS => {
+            Outcome::Vanished(side) if run.cause.attempts < DOUBTS => {
                 return Err(retry(
                     *side,
                     "vanished",

@@ -47,6 +47,12 @@ impl Fuse {
         Self { left: AtomicI64::new(calls), dead: AtomicBool::new(false), blown: Notify::new() }
     }
 
+    /// Lets a living application live on. False when it is dead.
+    pub(crate) fn mend(&self) -> bool {
+        self.left.store(i64::MAX, Ordering::SeqCst);
+        !self.dead.load(Ordering::SeqCst)
+    }
+
     pub(crate) async fn pass(&self) {
         if self.left.fetch_sub(1, Ordering::SeqCst) == 0 {
             self.dead.store(true, Ordering::SeqCst);
