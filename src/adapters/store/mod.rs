@@ -4,16 +4,18 @@
 mod postgres;
 mod sqlite;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use crate::domain::model::Side;
-use crate::ports::{Hint, Store, StoreError};
+use crate::ports::{Delivery, Hint, JobLease, Store, StoreError, Subject};
 
 pub use postgres::PostgresStore;
-pub use sqlite::SqliteStore;
+pub use sqlite::{SqliteStore, sqlite_version};
 
 /// How many commands share one commit: what is waiting, never waited for. Beyond this only the wait grows
 /// (`crates.md` §6).
@@ -24,6 +26,18 @@ const MOST_WAITING: usize = 4_096;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest list of sources kept on a row.
 const SOURCES_LIMIT: usize = 200;
+/// The longest id that a row's key may hold: an index entry of PostgreSQL ends at 2,704 bytes.
+const LONGEST_ID: usize = 1_024;
+/// How long a served row that wants nothing is kept after its rest.
+const RESTING_FOR: i64 = 60 * 1_000_000_000;
+/// How many rows one purging step looks at, so that it never holds up the doors for long.
+const PURGE_STEP: i64 = 2_000;
+/// How many scopes with ready rows one lease looks at: with ten thousand of them, a lease must not hold up the doors.
+const SCOPES_AT_ONCE: usize = 256;
+/// For how many scopes the last turn is remembered.
+const MOST_TURNS: usize = 40_000;
+/// The namespace of delivery keys.
+const DELIVERIES: Uuid = Uuid::from_u128(0x1d0c_57e9_0a5f_4c39_9d54_5f0c_7a52_9e01);
 /// A parked row takes a hint without a version for news only after this long.
 const PARKED_FOR: i64 = 3_600 * 1_000_000_000;
 
@@ -73,61 +87,198 @@ fn side_of(number: i16) -> Result<Side, StoreError> {
     }
 }
 
-/// Hints folded by subject, in key order: rows are always locked in the same order, and a notice that names one
+/// Equal hints of one call as one, in key order: rows are always locked in the same order, and a notice that names one
 /// incident twenty times costs one statement.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Folded {
     side: i16,
     scope: String,
     native_id: String,
-    count: i64,
     version: Option<String>,
-    sources: String,
+    source: String,
+    count: i64,
 }
 
 fn fold(hints: Vec<Hint>) -> Result<Vec<Folded>, StoreError> {
     let mut folded: Vec<Folded> = Vec::with_capacity(hints.len());
     for Hint { subject, version, source } in hints {
-        // PostgreSQL cannot hold NUL in text; neither service has such ids. Doors drop them before they come here.
-        if subject.scope.contains('\0') || subject.native_id.contains('\0') {
-            return Err(StoreError::Corrupt("a hint whose id holds a NUL character".to_owned()));
+        if subject.scope.len() > LONGEST_ID || subject.native_id.len() > LONGEST_ID {
+            return Err(StoreError::Corrupt(format!("a hint whose id is longer than {LONGEST_ID} bytes")));
         }
-        let side = side_number(subject.side);
-        let version = version.filter(|version| !version.contains('\0'));
         folded.push(Folded {
-            side,
+            side: side_number(subject.side),
             scope: subject.scope,
             native_id: subject.native_id,
-            count: 1,
             version,
-            sources: source,
+            source: one_source(source),
+            count: 1,
         });
     }
     folded.sort();
     folded.dedup_by(|next, kept| {
-        let same = (next.side, &next.scope, &next.native_id) == (kept.side, &kept.scope, &kept.native_id);
-        if same {
-            kept.count += 1;
-            if kept.version != next.version {
-                kept.version = None;
-            }
-            kept.sources = join_sources(&kept.sources, &next.sources);
-        }
+        let same = (next.side, &next.scope, &next.native_id, &next.version, &next.source)
+            == (kept.side, &kept.scope, &kept.native_id, &kept.version, &kept.source);
+        kept.count += i64::from(same);
         same
     });
     Ok(folded)
 }
 
+/// A source as a member of a list: no commas, nothing invisible, not longer than a list may be.
+fn one_source(source: String) -> String {
+    let plain = |character: char| character != ',' && !character.is_control();
+    if source.len() <= SOURCES_LIMIT && source.chars().all(plain) {
+        return source;
+    }
+    source.chars().take(SOURCES_LIMIT).map(|one| if plain(one) { one } else { '_' }).collect()
+}
+
 /// Two lists of distinct sources as one, not longer than the limit.
 fn join_sources(kept: &str, new: &str) -> String {
     let mut list: Vec<&str> = kept.split(',').filter(|source| !source.is_empty()).collect();
+    let mut length = kept.chars().count();
     for source in new.split(',').filter(|source| !source.is_empty()) {
-        let length: usize = list.iter().map(|source| source.len() + 1).sum();
-        if !list.contains(&source) && length + source.len() <= SOURCES_LIMIT {
+        let more = source.chars().count() + usize::from(!list.is_empty());
+        if !list.contains(&source) && length + more <= SOURCES_LIMIT {
             list.push(source);
+            length += more;
         }
     }
     list.join(",")
+}
+
+/// The identity of a delivery as a key of bounded length: the sender chooses the id, and may choose a novel.
+fn delivery_key(delivery: &Delivery) -> Uuid {
+    let name = format!("{}:{}:{}", delivery.door.len(), delivery.door, delivery.id);
+    Uuid::new_v5(&DELIVERIES, name.as_bytes())
+}
+
+/// What a row has gathered from hints: since the last lease, or for the lease that is out or broke off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Gathered {
+    /// 0: no hint; 1: all named `version`; 2: they named several or none.
+    named: i16,
+    version: Option<String>,
+    sources: String,
+    first_at: Option<i64>,
+}
+
+impl Gathered {
+    /// What this and the `later` hints come to. A version stands only if every hint named it: a job may be settled
+    /// without a look when its version is known, so a version that speaks for half of its hints would lose the rest.
+    fn with(self, later: Self) -> Self {
+        let (named, version) = match (self.named, later.named) {
+            (_, 0) => (self.named, self.version),
+            (0, _) => (later.named, later.version),
+            (1, 1) if self.version == later.version => (1, self.version),
+            _ => (2, None),
+        };
+        Self {
+            named,
+            version,
+            sources: join_sources(&self.sources, &later.sources),
+            first_at: self.first_at.or(later.first_at),
+        }
+    }
+}
+
+/// A row that is ready to be leased.
+#[derive(Clone, Debug)]
+struct Ready {
+    native_id: String,
+    wanted: i64,
+    done: i64,
+    attempts: u32,
+    served_at: Option<i64>,
+    ready_at: i64,
+    /// Somebody leased it and never settled.
+    broken_off: bool,
+    leased: Gathered,
+    fresh: Gathered,
+}
+
+impl Ready {
+    /// When the oldest hint that it is to serve came in.
+    fn first_at(&self) -> i64 {
+        self.leased.first_at.or(self.fresh.first_at).unwrap_or(self.ready_at)
+    }
+
+    /// The lease, and what the row is to keep of its hints while the lease is out.
+    fn lease(self, side: Side, scope: &str) -> (JobLease, Gathered) {
+        let first_hint_at = instant(self.first_at());
+        let gathered = self.leased.with(self.fresh);
+        let lease = JobLease {
+            subject: Subject { side, scope: scope.to_owned(), native_id: self.native_id },
+            wanted: self.wanted,
+            version: gathered.version.clone(),
+            sources: gathered.sources.clone(),
+            hints: self.wanted - self.done,
+            served_at: self.served_at.map(instant),
+            // A lease that nobody settled was a step that died: it counts, or a deadly job would be tried for ever.
+            attempts: self.attempts.saturating_add(u32::from(self.broken_off)),
+            first_hint_at,
+            token: Uuid::new_v4(),
+        };
+        (lease, gathered)
+    }
+}
+
+/// A scope as a key: the side's number and the scope's name.
+type ScopeKey = (i16, String);
+
+/// Whose turn it is. Workers lease few rows at a time, so that fairness must outlast a call: the scope that was served
+/// longest ago comes first, however old the backlog of another is. Each replica keeps its own count; a restart
+/// forgets it, which costs nobody more than one turn.
+#[derive(Debug, Default)]
+struct Turns {
+    count: u64,
+    last: HashMap<ScopeKey, u64>,
+    /// With more scopes than one call looks at: whether that is so, and after which scope the next look begins. Then
+    /// the order of the scopes' keys is the order of turns.
+    too_many: bool,
+    after: Option<ScopeKey>,
+}
+
+impl Turns {
+    /// Deals the ready rows out, at most `most`, scope by scope.
+    fn deal(&mut self, mut scopes: Vec<(ScopeKey, Vec<Ready>)>, most: usize) -> Vec<(ScopeKey, Ready)> {
+        self.too_many = scopes.len() >= SCOPES_AT_ONCE;
+        if !self.too_many {
+            scopes.sort_by_cached_key(|(key, rows)| {
+                (self.last.get(key).copied().unwrap_or(0), rows.first().map(Ready::first_at), key.clone())
+            });
+        }
+        let mut scopes: Vec<_> = scopes.into_iter().map(|(key, rows)| (key, rows.into_iter())).collect();
+        let mut dealt = Vec::new();
+        while dealt.len() < most {
+            let before = dealt.len();
+            for (key, rows) in &mut scopes {
+                if dealt.len() < most
+                    && let Some(row) = rows.next()
+                {
+                    dealt.push((key.clone(), row));
+                }
+            }
+            if dealt.len() == before {
+                break;
+            }
+        }
+        dealt
+    }
+
+    /// Notes who got one. Scopes whose last turn is long past are forgotten: they come first either way.
+    fn took(&mut self, leases: &[JobLease]) {
+        for lease in leases {
+            self.count += 1;
+            self.last.insert((side_number(lease.subject.side), lease.subject.scope.clone()), self.count);
+        }
+        let last = leases.last().filter(|_| self.too_many);
+        self.after = last.map(|lease| (side_number(lease.subject.side), lease.subject.scope.clone()));
+        if self.last.len() > MOST_TURNS {
+            let (count, half) = (self.count, MOST_TURNS as u64 / 2);
+            self.last.retain(|_, turn| *turn + half > count);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -142,24 +293,33 @@ mod tests {
         }
     }
 
-    #[test]
-    fn hints_of_one_subject_become_one_row() {
-        let hint = |id: &str, version: Option<&str>, source: &str| Hint {
+    fn hint(id: &str, version: Option<&str>, source: &str) -> Hint {
+        Hint {
             subject: Subject { side: Side::Defender, scope: "t".into(), native_id: id.into() },
             version: version.map(str::to_owned),
             source: source.into(),
-        };
-        let folded = fold(vec![
+        }
+    }
+
+    #[test]
+    fn equal_hints_are_one_statement_and_others_are_not() {
+        let hints = vec![
             hint("2", Some("a"), "poll"),
             hint("1", None, "poll"),
             hint("2", Some("a"), "sweep"),
             hint("2", Some("a"), "poll"),
-        ])
-        .expect("plain");
-        assert_eq!(folded.len(), 2);
-        assert_eq!((folded[1].count, folded[1].version.as_deref()), (3, Some("a")));
-        assert_eq!(folded[1].sources, "poll,sweep");
-        assert!(fold(vec![hint("a\0b", None, "poll")]).is_err());
+            hint("2", Some("b"), "poll"),
+        ];
+        let folded = fold(hints).expect("plain");
+        let counts: Vec<_> = folded.iter().map(|one| (one.native_id.as_str(), one.count)).collect();
+        assert_eq!(counts, [("1", 1), ("2", 2), ("2", 1), ("2", 1)]);
+        assert!(fold(vec![hint(&"x".repeat(LONGEST_ID + 1), None, "poll")]).is_err());
+    }
+
+    #[test]
+    fn a_source_cannot_pass_for_two() {
+        let folded = fold(vec![hint("1", None, "poll,sweep\0")]).expect("plain");
+        assert_eq!(folded[0].source, "poll_sweep_");
     }
 
     #[test]
@@ -169,6 +329,27 @@ mod tests {
             list = join_sources(&list, &format!("door-{number}"));
         }
         assert!(list.len() <= SOURCES_LIMIT && list.starts_with("door-0,door-1"));
+        assert_eq!(join_sources("poll,sweep", "sweep,poll"), "poll,sweep");
+    }
+
+    #[test]
+    fn a_version_stands_only_if_every_hint_named_it() {
+        let of = |named, version: Option<&str>| Gathered {
+            named,
+            version: version.map(str::to_owned),
+            ..Gathered::default()
+        };
+        let (nothing, one, other, mixed) = (of(0, None), of(1, Some("v1")), of(1, Some("v2")), of(2, None));
+        for (earlier, later, together) in [
+            (&nothing, &one, &one),
+            (&one, &nothing, &one),
+            (&one, &one, &one),
+            (&one, &other, &mixed),
+            (&mixed, &one, &mixed),
+            (&one, &mixed, &mixed),
+        ] {
+            assert_eq!(&earlier.clone().with(later.clone()), together);
+        }
     }
 
     #[tokio::test]

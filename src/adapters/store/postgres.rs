@@ -6,15 +6,15 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::{
-    Folded, MOST_IN_A_COMMIT, MOST_WAITING, PARKED_FOR, PATIENCE, fold, instant, join_sources, nanos,
-    side_number, side_of,
+    Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, PARKED_FOR, PATIENCE, PURGE_STEP, RESTING_FOR, Ready,
+    SCOPES_AT_ONCE, ScopeKey, Turns, delivery_key, fold, instant, nanos, side_number, side_of,
 };
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{
@@ -26,21 +26,25 @@ const MIGRATIONS: &[&str] = &[include_str!("migrations/postgres-1.sql")];
 /// One key for everybody who migrates: the letters of "lockstep".
 const MIGRATION_LOCK: i64 = 0x6c6f_636b_7374_6570;
 const MOST_CONNECTIONS: u32 = 12;
-/// How long a served row that wants nothing is kept after its rest.
-const RESTING_FOR: i64 = 60 * 1_000_000_000;
 /// How often a commit is tried that the server broke off to resolve a deadlock.
 const TRIES: usize = 3;
+
+/// How many rows beyond those wanted a lease asks for: another replica may take some of them first.
+const SPARE_CANDIDATES: usize = 16;
 
 /// A store in a PostgreSQL database.
 pub struct PostgresStore {
     pool: PgPool,
     hints: mpsc::Sender<Waiting>,
+    /// Held through a lease, so that the workers of one replica do not go for the same rows.
+    turns: tokio::sync::Mutex<Turns>,
 }
 
 /// One request's hints on their way to a commit.
 struct Waiting {
     hints: Vec<Folded>,
-    delivery: Option<Delivery>,
+    /// The key of its delivery, and how long that is to be kept.
+    delivery: Option<(Uuid, i64)>,
     now: i64,
     reply: oneshot::Sender<Result<Remembered, StoreError>>,
 }
@@ -48,28 +52,43 @@ struct Waiting {
 impl PostgresStore {
     /// Connects, and brings the tables up to date. Replicas that start together wait for each other here.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url)
+        let mut options = PgConnectOptions::from_str(url)
             .map_err(|_| {
                 let form = "postgres://USER:PASSWORD@HOST:PORT/DATABASE";
                 StoreError::Unavailable(format!("its URL does not parse; the form is {form}"))
             })?
-            .application_name("lockstep")
-            .options([("statement_timeout", "5s"), ("lock_timeout", "4s")]);
+            .options([("statement_timeout", "4s"), ("lock_timeout", "3s")])
+            .disable_statement_logging();
+        if options.get_application_name().is_none() {
+            options = options.application_name("lockstep");
+        }
+        // Not through the pool, which tries for as long as it may and then only says that the time is over.
+        let mut connection = patient(PgConnection::connect_with(&options)).await?;
+        migrate(&mut connection).await?;
         let pool = PgPoolOptions::new()
             .max_connections(MOST_CONNECTIONS)
             .acquire_timeout(Duration::from_secs(3))
-            .connect_with(options)
-            .await
-            .map_err(failed)?;
-        migrate(&pool).await?;
+            .after_release(|connection, _| {
+                // The pool waits without end for a server that has stopped answering, and such a connection keeps
+                // its place in it.
+                Box::pin(async move {
+                    let answered = tokio::time::timeout(Duration::from_secs(2), connection.ping()).await;
+                    answered.map(|outcome| outcome.is_ok()).map_err(|_| sqlx::Error::WorkerCrashed)
+                })
+            })
+            .connect_lazy_with(options.clone());
         let (hints, waiting) = mpsc::channel(MOST_WAITING);
-        tokio::spawn(commit_hints(pool.clone(), waiting));
-        Ok(Self { pool, hints })
+        tokio::spawn(commit_hints(options, connection, waiting));
+        Ok(Self { pool, hints, turns: tokio::sync::Mutex::default() })
     }
 }
 
-async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
-    let mut transaction = pool.begin().await.map_err(failed)?;
+async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let mut transaction = connection.begin().await.map_err(failed)?;
+    // Another replica may take its time over the same.
+    for patience in ["SET LOCAL statement_timeout = 0", "SET LOCAL lock_timeout = 0"] {
+        sqlx::query(patience).execute(&mut *transaction).await.map_err(failed)?;
+    }
     sqlx::query("SELECT pg_advisory_xact_lock($1)")
         .bind(MIGRATION_LOCK)
         .execute(&mut *transaction)
@@ -101,16 +120,46 @@ async fn migrate(pool: &PgPool) -> Result<(), StoreError> {
     transaction.commit().await.map_err(failed)
 }
 
-/// The driver's words, without the connection string.
+/// The driver's words, without the connection string. `Unavailable` is the whole store's trouble; `Corrupt` is that of
+/// the command that met it.
 fn failed(error: sqlx::Error) -> StoreError {
-    match error {
+    match &error {
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::ColumnNotFound(_) => {
             StoreError::Corrupt(error.to_string())
         }
         sqlx::Error::PoolTimedOut => {
             StoreError::Unavailable("no connection to PostgreSQL became free".to_owned())
         }
+        sqlx::Error::Database(refused) => {
+            let code = refused.code().unwrap_or_default();
+            // Data, constraint, syntax or schema, limit: it is refused every time. All else may pass.
+            let own_fault = ["22", "23", "42", "54"].iter().any(|class| code.starts_with(class));
+            if own_fault {
+                StoreError::Corrupt(refused.to_string())
+            } else {
+                StoreError::Unavailable(refused.to_string())
+            }
+        }
         other => StoreError::Unavailable(other.to_string()),
+    }
+}
+
+/// Text as PostgreSQL can keep it: it has no NUL. Two characters stand for it, and for the one that says so; what
+/// was in order stays in order.
+fn text(plain: &str) -> String {
+    if plain.contains(['\0', '\u{1}']) {
+        plain.replace('\u{1}', "\u{1}\u{2}").replace('\0', "\u{1}\u{1}")
+    } else {
+        plain.to_owned()
+    }
+}
+
+/// What [`text`] was given.
+fn plain(text: String) -> String {
+    if text.contains('\u{1}') {
+        text.replace("\u{1}\u{1}", "\0").replace("\u{1}\u{2}", "\u{1}")
+    } else {
+        text
     }
 }
 
@@ -129,105 +178,155 @@ async fn patient<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
 // ---- hints -------------------------------------------------------------------------------------------------------
 
 /// Commits what is waiting, never waits for more. Ends when the store is dropped.
-async fn commit_hints(pool: PgPool, mut waiting: mpsc::Receiver<Waiting>) {
+async fn commit_hints(
+    options: PgConnectOptions,
+    connection: PgConnection,
+    mut waiting: mpsc::Receiver<Waiting>,
+) {
+    let mut line = HintLine { options, connection: Some(connection) };
     let mut group = Vec::with_capacity(MOST_IN_A_COMMIT);
     while waiting.recv_many(&mut group, MOST_IN_A_COMMIT).await > 0 {
-        let mut outcome = patient(commit_group(&pool, &group)).await;
+        group.retain(|waiting: &Waiting| !waiting.reply.is_closed());
+        let mut outcome = line.commit(&group).await;
+        if group.len() > 1 && matches!(outcome, Err(StoreError::Corrupt(_))) {
+            // One of them is refused by its own fault: its neighbours shall not be.
+            for waiting in group.drain(..) {
+                outcome = line.commit(std::slice::from_ref(&waiting)).await;
+                answer(waiting, &mut outcome);
+            }
+        }
         for waiting in group.drain(..) {
-            let repeated = match &mut outcome {
-                Err(error) => Err(StoreError::Unavailable(error.to_string())),
-                // The first of two equal deliveries in one group is the new one.
-                Ok(stored) => Ok(match waiting.delivery {
-                    Some(Delivery { door, id, .. }) if !stored.remove(&(door.clone(), id.clone())) => {
-                        Remembered::Repeated
+            answer(waiting, &mut outcome);
+        }
+    }
+}
+
+/// `outcome`: the deliveries that were new.
+fn answer(waiting: Waiting, outcome: &mut Result<HashSet<Uuid>, StoreError>) {
+    let answer = match outcome {
+        Err(StoreError::Unavailable(reason)) => Err(StoreError::Unavailable(reason.clone())),
+        Err(StoreError::Corrupt(what)) => Err(StoreError::Corrupt(what.clone())),
+        // The first of two equal deliveries in one group is the new one.
+        Ok(stored) => Ok(match waiting.delivery {
+            Some((key, _)) if !stored.remove(&key) => Remembered::Repeated,
+            _ => Remembered::New,
+        }),
+    };
+    // Whoever asked may have given up waiting; the commit stands all the same.
+    waiting.reply.send(answer).ok();
+}
+
+/// A connection of the hints' own: a commit does not wait for one to become free, nor ask whether it still lives.
+struct HintLine {
+    options: PgConnectOptions,
+    connection: Option<PgConnection>,
+}
+
+impl HintLine {
+    /// Returns the deliveries that were new.
+    async fn commit(&mut self, group: &[Waiting]) -> Result<HashSet<Uuid>, StoreError> {
+        if group.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let tries = async {
+            let mut tries = 0;
+            loop {
+                tries += 1;
+                let was_open = self.connection.is_some();
+                let mut connection = match self.connection.take() {
+                    Some(connection) => connection,
+                    None => PgConnection::connect_with(&self.options).await?,
+                };
+                match try_group(&mut connection, group).await {
+                    Ok(stored) => {
+                        self.connection = Some(connection);
+                        return Ok(stored);
                     }
-                    _ => Remembered::New,
-                }),
-            };
-            waiting.reply.send(repeated).ok();
+                    // Taken out above, so that a connection on which something went wrong, or for which the time ran
+                    // out, is never used again. The server may have been restarted since the last commit.
+                    Err(error) if tries < TRIES && (was_open && is_cut(&error) || is_deadlock(&error)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        match tokio::time::timeout_at(deadline, tries).await {
+            Ok(outcome) => outcome.map_err(failed),
+            Err(_) => Err(StoreError::Unavailable(format!("no commit within {} s", PATIENCE.as_secs()))),
         }
     }
 }
 
-/// Returns the deliveries that were new.
-async fn commit_group(pool: &PgPool, group: &[Waiting]) -> Result<HashSet<(String, String)>, sqlx::Error> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match try_group(pool, group).await {
-            Err(error) if is_deadlock(&error) && tries < TRIES => {}
-            outcome => return outcome,
-        }
+/// Whether the connection was lost: by the network, or closed from the other end.
+fn is_cut(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        _ => false,
     }
 }
 
-async fn try_group(pool: &PgPool, group: &[Waiting]) -> Result<HashSet<(String, String)>, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
-    let mut deliveries: BTreeMap<(&str, &str), (i64, i64)> = BTreeMap::new();
+/// The equal hints of a group as one, by subject: a statement may touch a row only once, so that the second kind of
+/// hint for a subject goes into a second statement.
+type Kinds = Vec<(Option<String>, String, i64, i64)>;
+
+async fn try_group(connection: &mut PgConnection, group: &[Waiting]) -> Result<HashSet<Uuid>, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let mut deliveries: BTreeMap<Uuid, (i64, i64)> = BTreeMap::new();
     for Waiting { delivery, now, .. } in group {
-        if let Some(Delivery { door, id, keep_until }) = delivery {
-            deliveries.entry((door, id)).or_insert((nanos(*keep_until), *now));
+        if let Some((key, keep_until)) = delivery {
+            deliveries.entry(*key).or_insert((*keep_until, *now));
         }
     }
     let mut stored = HashSet::new();
     if !deliveries.is_empty() {
-        let doors: Vec<&str> = deliveries.keys().map(|key| key.0).collect();
-        let ids: Vec<&str> = deliveries.keys().map(|key| key.1).collect();
+        let keys: Vec<Vec<u8>> = deliveries.keys().map(|key| key.as_bytes().to_vec()).collect();
         let (until, now): (Vec<i64>, Vec<i64>) = deliveries.values().copied().unzip();
         let rows = sqlx::query(
-            "INSERT INTO deliveries AS kept (door, id, keep_until)
-             SELECT door, id, keep_until FROM unnest($1::text[], $2::text[], $3::bigint[]) AS new(door, id, keep_until)
-             ON CONFLICT (door, id) DO UPDATE SET keep_until = excluded.keep_until
-             WHERE kept.keep_until <= $4 RETURNING door, id",
+            "INSERT INTO deliveries AS kept (key, keep_until)
+             SELECT key, keep_until FROM unnest($1::bytea[], $2::bigint[]) AS new(key, keep_until)
+             ON CONFLICT (key) DO UPDATE SET keep_until = excluded.keep_until
+             WHERE kept.keep_until <= $3 RETURNING key",
         )
-        .bind(doors)
-        .bind(ids)
+        .bind(keys)
         .bind(until)
         .bind(now.into_iter().max().unwrap_or(0))
         .fetch_all(&mut *transaction)
         .await?;
         for row in rows {
-            stored.insert((row.try_get(0)?, row.try_get(1)?));
+            let key: Vec<u8> = row.try_get(0)?;
+            stored.extend(Uuid::from_slice(&key));
         }
     }
     let mut counted = stored.clone();
-    let mut folded: BTreeMap<(i16, &str, &str), (i64, Option<String>, String, i64)> = BTreeMap::new();
+    let mut subjects: BTreeMap<(i16, String, String), Kinds> = BTreeMap::new();
     for Waiting { hints, delivery, now, .. } in group {
-        let repeated = delivery
-            .as_ref()
-            .is_some_and(|delivery| !counted.remove(&(delivery.door.clone(), delivery.id.clone())));
-        if repeated {
+        if delivery.is_some_and(|(key, _)| !counted.remove(&key)) {
             continue;
         }
-        for Folded { side, scope, native_id, count, version, sources } in hints {
-            folded
-                .entry((*side, scope, native_id))
-                .and_modify(|(counted, named, from, _)| {
-                    *counted += count;
-                    if named != version {
-                        *named = None;
-                    }
-                    *from = join_sources(from, sources);
-                })
-                .or_insert_with(|| (*count, version.clone(), sources.clone(), *now));
+        for Folded { side, scope, native_id, version, source, count } in hints {
+            let version = version.as_deref().map(text);
+            let kinds = subjects.entry((*side, text(scope), text(native_id))).or_default();
+            match kinds.iter_mut().find(|kind| kind.0 == version && kind.1 == *source) {
+                Some(kind) => kind.2 += count,
+                None => kinds.push((version, source.clone(), *count, *now)),
+            }
         }
     }
-    if !folded.is_empty() {
-        let mut sides = Vec::with_capacity(folded.len());
-        let mut scopes = Vec::with_capacity(folded.len());
-        let mut ids = Vec::with_capacity(folded.len());
-        let mut counts = Vec::with_capacity(folded.len());
-        let mut versions = Vec::with_capacity(folded.len());
-        let mut sources = Vec::with_capacity(folded.len());
-        let mut nows = Vec::with_capacity(folded.len());
-        for ((side, scope, id), (count, version, from, now)) in folded {
-            sides.push(side);
-            scopes.push(scope);
-            ids.push(id);
-            counts.push(count);
-            versions.push(version);
-            sources.push(from);
-            nows.push(now);
+    let rounds = subjects.values().map(Vec::len).max().unwrap_or(0);
+    for round in 0..rounds {
+        let (mut sides, mut scopes, mut ids, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut versions, mut sources, mut nows) = (Vec::new(), Vec::new(), Vec::new());
+        for ((side, scope, id), kinds) in &subjects {
+            if let Some((version, source, count, now)) = kinds.get(round) {
+                sides.push(*side);
+                scopes.push(scope.as_str());
+                ids.push(id.as_str());
+                counts.push(*count);
+                versions.push(version.as_deref());
+                sources.push(source.as_str());
+                nows.push(*now);
+            }
         }
         sqlx::query(REMEMBER)
             .bind(sides)
@@ -253,8 +352,8 @@ const REMEMBER: &str = "
     ORDER BY side, scope, native_id
     ON CONFLICT (side, scope, native_id) DO UPDATE SET
         wanted = kept.wanted + excluded.wanted,
-        named = CASE WHEN excluded.version IS NULL THEN 2 WHEN kept.named = 0 THEN 1
-            WHEN kept.named = 1 AND kept.version = excluded.version THEN 1 ELSE 2 END,
+        named = CASE WHEN excluded.version IS NOT NULL
+            AND (kept.named = 0 OR (kept.named = 1 AND kept.version = excluded.version)) THEN 1 ELSE 2 END,
         version = CASE WHEN kept.named = 0 OR (kept.named = 1 AND kept.version = excluded.version)
             THEN excluded.version ELSE NULL END,
         sources = CASE WHEN kept.sources = '' THEN excluded.sources
@@ -262,9 +361,10 @@ const REMEMBER: &str = "
                 OR length(kept.sources) + length(excluded.sources) >= 200 THEN kept.sources
             ELSE kept.sources || ',' || excluded.sources END,
         first_hint_at = COALESCE(kept.first_hint_at, excluded.first_hint_at),
+        news = CASE WHEN kept.lease_token IS NOT NULL AND excluded.version IS NOT NULL
+            AND excluded.version IS DISTINCT FROM kept.leased_version THEN 1 ELSE kept.news END,
         ready_at = CASE WHEN kept.wanted = kept.done THEN greatest(kept.ready_at, excluded.ready_at)
-            WHEN kept.parked_reason IS NOT NULL AND kept.lease_token IS NULL THEN excluded.ready_at
-            ELSE kept.ready_at END,
+            WHEN kept.parked_reason IS NOT NULL THEN excluded.ready_at ELSE kept.ready_at END,
         attempts = CASE WHEN kept.parked_reason IS NOT NULL THEN 0 ELSE kept.attempts END,
         parked_reason = CASE WHEN excluded.version IS NOT NULL AND excluded.version IS DISTINCT FROM kept.parked_version
             OR excluded.version IS NULL AND kept.parked_at < excluded.ready_at - $8
@@ -272,80 +372,163 @@ const REMEMBER: &str = "
 
 // ---- leases ------------------------------------------------------------------------------------------------------
 
-/// A few ready rows of each scope that has any; scopes are found by skipping along the index.
+/// A few ready rows of each scope that has any, in the order of the scopes, from `($3, $4)` on; they are found by
+/// skipping along the index, and no further than to the `$5`th that has some.
 const CANDIDATES: &str = "
     WITH RECURSIVE scopes AS (
-        (SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL ORDER BY side, scope LIMIT 1)
+        (SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL
+            AND (side, scope) > ($3, $4) ORDER BY side, scope LIMIT 1)
         UNION ALL
         SELECT next.side, next.scope FROM scopes, LATERAL (
             SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL
                 AND (side, scope) > (scopes.side, scopes.scope) ORDER BY side, scope LIMIT 1) AS next
+    ), picked AS MATERIALIZED (
+        SELECT side, scope FROM scopes WHERE EXISTS (SELECT 1 FROM jobs
+            WHERE wanted > done AND parked_reason IS NULL
+                AND jobs.side = scopes.side AND jobs.scope = scopes.scope AND ready_at <= $1) LIMIT $5
     )
-    SELECT ready.side, ready.scope, ready.native_id, ready.first FROM scopes, LATERAL (
-        SELECT side, scope, native_id, COALESCE(leased_first, first_hint_at, ready_at) AS first FROM jobs
+    SELECT ready.* FROM picked, LATERAL (
+        SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
+            leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at,
+            side, scope
+        FROM jobs
         WHERE wanted > done AND parked_reason IS NULL
-            AND side = scopes.side AND scope = scopes.scope AND ready_at <= $1
-        ORDER BY ready_at LIMIT $2) AS ready";
+            AND side = picked.side AND scope = picked.scope AND ready_at <= $1
+        ORDER BY ready_at, native_id LIMIT $2) AS ready
+    ORDER BY side, scope, ready_at, native_id";
 
-/// Takes those of the chosen rows that nobody else has taken meanwhile.
+/// Locks those of the chosen rows that nobody else has taken meanwhile.
+const TAKE: &str = "
+    SELECT jobs.native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
+        leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at,
+        jobs.side, jobs.scope
+    FROM unnest($1::smallint[], $2::text[], $3::text[]) WITH ORDINALITY AS pick(side, scope, native_id, place)
+    JOIN jobs ON jobs.side = pick.side AND jobs.scope = pick.scope AND jobs.native_id = pick.native_id
+    WHERE wanted > done AND parked_reason IS NULL AND ready_at <= $4
+    ORDER BY pick.place LIMIT $5 FOR UPDATE OF jobs SKIP LOCKED";
+
 const LEASE: &str = "
-    WITH chosen AS (
-        SELECT jobs.side, jobs.scope, jobs.native_id, jobs.wanted, jobs.done, jobs.version, jobs.sources, jobs.served_at,
-            jobs.attempts + CASE WHEN jobs.lease_token IS NULL THEN 0 ELSE 1 END AS attempts,
-            COALESCE(jobs.leased_first, jobs.first_hint_at, jobs.ready_at) AS first, pick.token, pick.place
-        FROM unnest($1::smallint[], $2::text[], $3::text[], $4::bytea[]) WITH ORDINALITY
-            AS pick(side, scope, native_id, token, place)
-        JOIN jobs ON jobs.side = pick.side AND jobs.scope = pick.scope AND jobs.native_id = pick.native_id
-        WHERE jobs.wanted > jobs.done AND jobs.parked_reason IS NULL AND jobs.ready_at <= $5
-        ORDER BY pick.place LIMIT $7 FOR UPDATE OF jobs SKIP LOCKED
-    )
-    UPDATE jobs SET lease_token = chosen.token, ready_at = $6, attempts = chosen.attempts,
-        leased_first = COALESCE(jobs.leased_first, jobs.first_hint_at), first_hint_at = NULL,
-        named = 0, version = NULL, sources = ''
-    FROM chosen
-    WHERE jobs.side = chosen.side AND jobs.scope = chosen.scope AND jobs.native_id = chosen.native_id
-    RETURNING chosen.side, chosen.scope, chosen.native_id, chosen.wanted, chosen.done, chosen.version, chosen.sources,
-        chosen.attempts, chosen.first, chosen.served_at, chosen.token";
+    UPDATE jobs SET lease_token = $4, ready_at = $5, attempts = $6,
+        leased_named = $7, leased_version = $8, leased_sources = $9, leased_first = $10,
+        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0
+    WHERE side = $1 AND scope = $2 AND native_id = $3";
 
 const DONE: &str = "
-    UPDATE jobs SET done = $5, lease_token = NULL, leased_first = NULL, attempts = 0, served_at = $6, ready_at = $7
+    UPDATE jobs SET done = $5, lease_token = NULL, attempts = 0, served_at = $6, ready_at = $7,
+        leased_named = 0, leased_version = NULL, leased_sources = '', leased_first = NULL
     WHERE side = $1 AND scope = $2 AND native_id = $3 AND lease_token = $4";
 
 const AGAIN: &str = "
-    UPDATE jobs SET lease_token = NULL, ready_at = $5, attempts = attempts + $6,
-        named = CASE WHEN $7::text IS NOT NULL AND (named = 0 OR (named = 1 AND version = $7)) THEN 1 ELSE 2 END,
-        version = CASE WHEN named = 0 OR (named = 1 AND version = $7) THEN $7 ELSE NULL END,
-        sources = CASE WHEN sources = '' OR strpos(',' || $8 || ',', ',' || sources || ',') > 0
-            OR length(sources) + length($8) >= 200 THEN $8 ELSE $8 || ',' || sources END
+    UPDATE jobs SET lease_token = NULL, ready_at = $5, attempts = attempts + $6
     WHERE side = $1 AND scope = $2 AND native_id = $3 AND lease_token = $4";
 
-/// A hint that came while the job ran may be the cure: then the row is tried once more instead of being put aside.
+/// As if the row had been parked when it was leased and its later hints had come after that: one with another version
+/// may be the cure, and the row is tried once more instead of being put aside.
 const PARK: &str = "
-    UPDATE jobs SET lease_token = NULL, ready_at = $5, parked_version = $7,
-        parked_reason = CASE WHEN named = 0 THEN $6 ELSE NULL END, parked_at = $5
+    UPDATE jobs SET lease_token = NULL, ready_at = $5, parked_at = $5, parked_version = leased_version,
+        parked_reason = CASE WHEN news = 1 THEN NULL ELSE $6 END,
+        attempts = CASE WHEN news = 1 THEN 0 ELSE attempts END
     WHERE side = $1 AND scope = $2 AND native_id = $3 AND lease_token = $4";
 
-fn lease_of(row: &PgRow) -> Result<JobLease, StoreError> {
-    let corrupt = |error: sqlx::Error| StoreError::Corrupt(error.to_string());
-    let (wanted, done): (i64, i64) = (row.try_get(3).map_err(corrupt)?, row.try_get(4).map_err(corrupt)?);
-    let attempts: i64 = row.try_get(7).map_err(corrupt)?;
-    let served_at: Option<i64> = row.try_get(9).map_err(corrupt)?;
-    let token: Vec<u8> = row.try_get(10).map_err(corrupt)?;
-    Ok(JobLease {
-        subject: Subject {
-            side: side_of(row.try_get(0).map_err(corrupt)?)?,
-            scope: row.try_get(1).map_err(corrupt)?,
-            native_id: row.try_get(2).map_err(corrupt)?,
-        },
-        wanted,
-        version: row.try_get(5).map_err(corrupt)?,
-        sources: row.try_get(6).map_err(corrupt)?,
-        hints: wanted - done,
-        served_at: served_at.map(instant),
+fn ready_of(row: &PgRow) -> Result<(ScopeKey, Ready), sqlx::Error> {
+    let gathered = |at: usize| {
+        let (named, sources) = (row.try_get(at)?, row.try_get(at + 2)?);
+        let version: Option<String> = row.try_get(at + 1)?;
+        let version = version.map(plain);
+        Ok::<_, sqlx::Error>(Gathered { named, version, sources, first_at: row.try_get(at + 3)? })
+    };
+    let attempts: i64 = row.try_get(3)?;
+    let ready = Ready {
+        native_id: plain(row.try_get(0)?),
+        wanted: row.try_get(1)?,
+        done: row.try_get(2)?,
         attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
-        first_hint_at: instant(row.try_get(8).map_err(corrupt)?),
-        token: Uuid::from_slice(&token).map_err(|error| StoreError::Corrupt(error.to_string()))?,
-    })
+        served_at: row.try_get(4)?,
+        ready_at: row.try_get(5)?,
+        broken_off: row.try_get(6)?,
+        leased: gathered(7)?,
+        fresh: gathered(11)?,
+    };
+    Ok(((row.try_get(15)?, plain(row.try_get(16)?)), ready))
+}
+
+impl PostgresStore {
+    /// Some ready rows of each scope that has any, from where the last look ended, once around.
+    async fn candidates(
+        &self,
+        start: Option<&ScopeKey>,
+        now: i64,
+        most_jobs: usize,
+    ) -> Result<Vec<(ScopeKey, Vec<Ready>)>, sqlx::Error> {
+        let mut found: Vec<(ScopeKey, Vec<Ready>)> = Vec::new();
+        let before_all = (-1, String::new());
+        for after in start.into_iter().chain([&before_all]) {
+            let rows = sqlx::query(CANDIDATES)
+                .bind(now)
+                .bind(most(most_jobs.saturating_add(SPARE_CANDIDATES)))
+                .bind(after.0)
+                .bind(text(&after.1))
+                .bind(most(SCOPES_AT_ONCE))
+                .fetch_all(&self.pool)
+                .await?;
+            let first_round = found.len();
+            for row in &rows {
+                let (key, ready) = ready_of(row)?;
+                if after == &before_all && start.is_some_and(|start| key > *start) {
+                    break;
+                }
+                match found[first_round..].last_mut() {
+                    Some((last, of_scope)) if *last == key => of_scope.push(ready),
+                    _ => found.push((key, vec![ready])),
+                }
+            }
+            if found.len() >= SCOPES_AT_ONCE {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn take(
+        &self,
+        dealt: Vec<(ScopeKey, Ready)>,
+        most_jobs: usize,
+        now: i64,
+        until: i64,
+    ) -> Result<Vec<JobLease>, sqlx::Error> {
+        let mut transaction = self.pool.begin().await?;
+        let (keys, dealt): (Vec<_>, Vec<_>) = dealt.into_iter().unzip();
+        let rows = sqlx::query(TAKE)
+            .bind(keys.iter().map(|key| key.0).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| text(&key.1)).collect::<Vec<_>>())
+            .bind(dealt.iter().map(|ready| text(&ready.native_id)).collect::<Vec<_>>())
+            .bind(now)
+            .bind(most(most_jobs))
+            .fetch_all(&mut *transaction)
+            .await?;
+        let mut leases = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let ((number, scope), ready) = ready_of(row)?;
+            let side = side_of(number).map_err(|error| sqlx::Error::Decode(error.into()))?;
+            let (lease, gathered) = ready.lease(side, &scope);
+            sqlx::query(LEASE)
+                .bind(number)
+                .bind(text(&scope))
+                .bind(text(&lease.subject.native_id))
+                .bind(lease.token.as_bytes().as_slice())
+                .bind(until)
+                .bind(i64::from(lease.attempts))
+                .bind(gathered.named)
+                .bind(gathered.version.as_deref().map(text))
+                .bind(gathered.sources)
+                .bind(gathered.first_at)
+                .execute(&mut *transaction)
+                .await?;
+            leases.push(lease);
+        }
+        transaction.commit().await?;
+        Ok(leases)
+    }
 }
 
 const LINK: &str =
@@ -353,11 +536,15 @@ const LINK: &str =
 
 fn link_of(row: PgRow) -> Result<LinkRecord, sqlx::Error> {
     Ok(LinkRecord {
-        key: LinkKey { tenant_id: row.try_get(0)?, incident_id: row.try_get(1)?, workspace: row.try_get(2)? },
-        route: row.try_get(3)?,
-        sentinel_id: row.try_get(4)?,
-        state: row.try_get(5)?,
-        parked: row.try_get(6)?,
+        key: LinkKey {
+            tenant_id: plain(row.try_get(0)?),
+            incident_id: plain(row.try_get(1)?),
+            workspace: plain(row.try_get(2)?),
+        },
+        route: plain(row.try_get(3)?),
+        sentinel_id: plain(row.try_get(4)?),
+        state: plain(row.try_get(5)?),
+        parked: row.try_get::<Option<String>, _>(6)?.map(plain),
         updated_at: instant(row.try_get(7)?),
     })
 }
@@ -378,9 +565,7 @@ impl Store for PostgresStore {
         delivery: Option<Delivery>,
         now: OffsetDateTime,
     ) -> Result<Remembered, StoreError> {
-        if delivery.as_ref().is_some_and(|delivery| delivery.id.contains('\0')) {
-            return Err(StoreError::Corrupt("a delivery whose id holds a NUL character".to_owned()));
-        }
+        let delivery = delivery.map(|delivery| (delivery_key(&delivery), nanos(delivery.keep_until)));
         let (reply, answer) = oneshot::channel();
         let waiting = Waiting { hints: fold(hints)?, delivery, now: nanos(now), reply };
         self.hints.try_send(waiting).map_err(|_| {
@@ -388,7 +573,7 @@ impl Store for PostgresStore {
         })?;
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(StoreError::Unavailable("its writer has ended".to_owned())),
+            Ok(Err(_)) => Err(StoreError::Unavailable("its writer broke off".to_owned())),
             Err(_) => Err(StoreError::Unavailable(format!("no commit within {} s", PATIENCE.as_secs()))),
         }
     }
@@ -403,46 +588,18 @@ impl Store for PostgresStore {
         if most_jobs == 0 {
             return Ok(Vec::new());
         }
-        // Twice as many as wanted: another replica may take some of them first.
-        let wanted = most_jobs.saturating_mul(2);
-        let found =
-            patient(sqlx::query(CANDIDATES).bind(now).bind(most(wanted)).fetch_all(&self.pool)).await?;
-        let mut scopes: BTreeMap<(i16, String), Vec<(i64, String)>> = BTreeMap::new();
-        for row in found {
-            let scope = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
-            let candidate = (row.try_get(3).map_err(failed)?, row.try_get(2).map_err(failed)?);
-            scopes.entry(scope).or_default().push(candidate);
-        }
-        let mut scopes: Vec<_> = scopes.into_iter().collect();
-        scopes.sort_by_key(|(_, rows)| rows.first().map(|(first, _)| *first));
-        let (mut sides, mut names, mut ids, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let deepest = scopes.iter().map(|(_, rows)| rows.len()).max().unwrap_or(0);
-        for turn in 0..deepest {
-            for ((side, scope), rows) in &scopes {
-                if let Some((_, id)) = rows.get(turn).filter(|_| ids.len() < wanted) {
-                    sides.push(*side);
-                    names.push(scope.clone());
-                    ids.push(id.clone());
-                    tokens.push(Uuid::new_v4().as_bytes().to_vec());
-                }
+        let leased = async {
+            let mut turns = self.turns.lock().await;
+            let found = self.candidates(turns.after.as_ref(), now, most_jobs).await?;
+            let dealt = turns.deal(found, most_jobs.saturating_add(SPARE_CANDIDATES));
+            if dealt.is_empty() {
+                return Ok(Vec::new());
             }
-        }
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let rows = patient(
-            sqlx::query(LEASE)
-                .bind(sides)
-                .bind(names)
-                .bind(ids)
-                .bind(tokens)
-                .bind(now)
-                .bind(until)
-                .bind(most(most_jobs))
-                .fetch_all(&self.pool),
-        )
-        .await?;
-        rows.iter().map(lease_of).collect()
+            let leases = self.take(dealt, most_jobs, now, until).await?;
+            turns.took(&leases);
+            Ok(leases)
+        };
+        patient(leased).await
     }
 
     async fn settle(
@@ -451,8 +608,7 @@ impl Store for PostgresStore {
         settlement: Settlement,
         now: OffsetDateTime,
     ) -> Result<Held, StoreError> {
-        let JobLease { subject: Subject { side, scope, native_id }, wanted, version, sources, token, .. } =
-            lease;
+        let JobLease { subject: Subject { side, scope, native_id }, wanted, token, .. } = lease;
         let now = nanos(now);
         let query = sqlx::query(match settlement {
             Settlement::Done { .. } => DONE,
@@ -460,15 +616,13 @@ impl Store for PostgresStore {
             Settlement::Park { .. } => PARK,
         })
         .bind(side_number(*side))
-        .bind(scope)
-        .bind(native_id)
+        .bind(text(scope))
+        .bind(text(native_id))
         .bind(token.as_bytes().as_slice());
         let query = match settlement {
             Settlement::Done { rest_until } => query.bind(*wanted).bind(now).bind(nanos(rest_until)),
-            Settlement::Again { not_before, counts } => {
-                query.bind(nanos(not_before)).bind(i64::from(counts)).bind(version).bind(sources)
-            }
-            Settlement::Park { reason } => query.bind(now).bind(reason.replace('\0', "")).bind(version),
+            Settlement::Again { not_before, counts } => query.bind(nanos(not_before)).bind(i64::from(counts)),
+            Settlement::Park { reason } => query.bind(now).bind(text(&reason)),
         };
         Ok(held(patient(query.execute(&self.pool)).await?.rows_affected()))
     }
@@ -485,7 +639,7 @@ impl Store for PostgresStore {
                 "INSERT INTO fences AS kept (name, token, held_until) VALUES ($1, $2, $3)
                  ON CONFLICT (name) DO UPDATE SET token = $2, held_until = $3 WHERE kept.held_until <= $4",
             )
-            .bind(&fence.name)
+            .bind(text(&fence.name))
             .bind(fence.token.as_bytes().as_slice())
             .bind(nanos(until))
             .bind(nanos(now))
@@ -505,7 +659,7 @@ impl Store for PostgresStore {
             sqlx::query(
                 "UPDATE fences SET held_until = $3 WHERE name = $1 AND token = $2 AND held_until > $4",
             )
-            .bind(&fence.name)
+            .bind(text(&fence.name))
             .bind(fence.token.as_bytes().as_slice())
             .bind(nanos(until))
             .bind(nanos(now))
@@ -518,7 +672,7 @@ impl Store for PostgresStore {
     async fn release_fence(&self, fence: &Fence) -> Result<(), StoreError> {
         patient(
             sqlx::query("DELETE FROM fences WHERE name = $1 AND token = $2")
-                .bind(&fence.name)
+                .bind(text(&fence.name))
                 .bind(fence.token.as_bytes().as_slice())
                 .execute(&self.pool),
         )
@@ -529,14 +683,17 @@ impl Store for PostgresStore {
     async fn link(&self, key: &LinkKey) -> Result<Option<LinkRecord>, StoreError> {
         let sql = format!("{LINK} WHERE tenant_id = $1 AND incident_id = $2 AND workspace = $3");
         let LinkKey { tenant_id, incident_id, workspace } = key;
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(tenant_id).bind(incident_id).bind(workspace);
+        let query = sqlx::query(AssertSqlSafe(sql))
+            .bind(text(tenant_id))
+            .bind(text(incident_id))
+            .bind(text(workspace));
         let row = patient(query.fetch_optional(&self.pool)).await?;
         row.map(link_of).transpose().map_err(failed)
     }
 
     async fn links_of_twin(&self, workspace: &str, sentinel_id: &str) -> Result<Vec<LinkRecord>, StoreError> {
         let sql = format!("{LINK} WHERE workspace = $1 AND sentinel_id = $2 ORDER BY tenant_id, incident_id");
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(workspace).bind(sentinel_id);
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(text(workspace)).bind(text(sentinel_id));
         let rows = patient(query.fetch_all(&self.pool)).await?;
         rows.into_iter().map(link_of).collect::<Result<_, _>>().map_err(failed)
     }
@@ -555,7 +712,7 @@ impl Store for PostgresStore {
             let ours = sqlx::query(
                 "SELECT 1 FROM fences WHERE name = $1 AND token = $2 AND held_until > $3 FOR UPDATE",
             )
-            .bind(&fence.name)
+            .bind(text(&fence.name))
             .bind(fence.token.as_bytes().as_slice())
             .bind(nanos(now))
             .fetch_optional(&mut *transaction)
@@ -569,13 +726,13 @@ impl Store for PostgresStore {
                  ON CONFLICT (tenant_id, incident_id, workspace) DO UPDATE SET
                      route = $4, sentinel_id = $5, state = $6, parked = $7, updated_at = $8",
             )
-            .bind(tenant_id)
-            .bind(incident_id)
-            .bind(workspace)
-            .bind(&link.route)
-            .bind(&link.sentinel_id)
-            .bind(&link.state)
-            .bind(link.parked.as_ref().map(|reason| reason.replace('\0', "")))
+            .bind(text(tenant_id))
+            .bind(text(incident_id))
+            .bind(text(workspace))
+            .bind(text(&link.route))
+            .bind(text(&link.sentinel_id))
+            .bind(text(&link.state))
+            .bind(link.parked.as_deref().map(text))
             .bind(nanos(link.updated_at))
             .execute(&mut *transaction)
             .await?;
@@ -585,11 +742,11 @@ impl Store for PostgresStore {
                      VALUES ($1, $2, $3, $4, $5, $6)",
                 )
                 .bind(nanos(*at))
-                .bind(&link.tenant_id)
-                .bind(&link.incident_id)
-                .bind(&link.workspace)
-                .bind(kind)
-                .bind(detail.to_string())
+                .bind(text(&link.tenant_id))
+                .bind(text(&link.incident_id))
+                .bind(text(&link.workspace))
+                .bind(text(kind))
+                .bind(text(&detail.to_string()))
                 .execute(&mut *transaction)
                 .await?;
             }
@@ -605,16 +762,18 @@ impl Store for PostgresStore {
         after: Option<&LinkKey>,
         most_links: usize,
     ) -> Result<Vec<LinkRecord>, StoreError> {
+        // Two statements: each has an index that is in this order.
+        let of_route = if route.is_some() { "route = $5" } else { "$5::text IS NULL" };
         let sql = format!(
-            "{LINK} WHERE (tenant_id, incident_id, workspace) > ($1, $2, $3) AND ($4::text IS NULL OR route = $4)
-             ORDER BY tenant_id, incident_id, workspace LIMIT $5"
+            "{LINK} WHERE {of_route} AND (tenant_id, incident_id, workspace) > ($1, $2, $3)
+             ORDER BY tenant_id, incident_id, workspace LIMIT $4"
         );
         let query = sqlx::query(AssertSqlSafe(sql))
-            .bind(after.map_or("", |key| &key.tenant_id))
-            .bind(after.map_or("", |key| &key.incident_id))
-            .bind(after.map_or("", |key| &key.workspace))
-            .bind(route)
-            .bind(most(most_links));
+            .bind(after.map_or_else(String::new, |key| text(&key.tenant_id)))
+            .bind(after.map_or_else(String::new, |key| text(&key.incident_id)))
+            .bind(after.map_or_else(String::new, |key| text(&key.workspace)))
+            .bind(most(most_links))
+            .bind(route.map(text));
         let rows = patient(query.fetch_all(&self.pool)).await?;
         rows.into_iter().map(link_of).collect::<Result<_, _>>().map_err(failed)
     }
@@ -629,10 +788,10 @@ impl Store for PostgresStore {
             "SELECT count(*) FROM journal
              WHERE tenant_id = $1 AND incident_id = $2 AND workspace = $3 AND kind = $4 AND at >= $5",
         )
-        .bind(&link.tenant_id)
-        .bind(&link.incident_id)
-        .bind(&link.workspace)
-        .bind(kind)
+        .bind(text(&link.tenant_id))
+        .bind(text(&link.incident_id))
+        .bind(text(&link.workspace))
+        .bind(text(kind))
         .bind(nanos(since));
         Ok(patient(query.fetch_one(&self.pool)).await?.unsigned_abs())
     }
@@ -642,24 +801,25 @@ impl Store for PostgresStore {
             "SELECT at, kind, detail FROM journal
              WHERE tenant_id = $1 AND incident_id = $2 AND workspace = $3 ORDER BY seq DESC LIMIT $4",
         )
-        .bind(&link.tenant_id)
-        .bind(&link.incident_id)
-        .bind(&link.workspace)
+        .bind(text(&link.tenant_id))
+        .bind(text(&link.incident_id))
+        .bind(text(&link.workspace))
         .bind(most(most_lines));
         let rows = patient(query.fetch_all(&self.pool)).await?;
         let entry = |row: PgRow| {
-            let detail: String = row.try_get(2).map_err(failed)?;
+            let detail = plain(row.try_get(2).map_err(failed)?);
             let detail = serde_json::from_str(&detail)
                 .map_err(|error| StoreError::Corrupt(format!("a journal line: {error}")))?;
             let at = instant(row.try_get(0).map_err(failed)?);
-            Ok(JournalEntry { at, link: link.clone(), kind: row.try_get(1).map_err(failed)?, detail })
+            Ok(JournalEntry { at, link: link.clone(), kind: plain(row.try_get(1).map_err(failed)?), detail })
         };
         rows.into_iter().rev().map(entry).collect()
     }
 
     async fn value(&self, name: &str) -> Result<Option<String>, StoreError> {
-        let query = sqlx::query_scalar("SELECT value FROM named_values WHERE name = $1").bind(name);
-        patient(query.fetch_optional(&self.pool)).await
+        let query = sqlx::query_scalar::<_, String>("SELECT value FROM named_values WHERE name = $1")
+            .bind(text(name));
+        Ok(patient(query.fetch_optional(&self.pool)).await?.map(plain))
     }
 
     async fn set_value(&self, name: &str, value: &str) -> Result<(), StoreError> {
@@ -668,8 +828,8 @@ impl Store for PostgresStore {
                 "INSERT INTO named_values (name, value) VALUES ($1, $2)
                  ON CONFLICT (name) DO UPDATE SET value = $2",
             )
-            .bind(name)
-            .bind(value)
+            .bind(text(name))
+            .bind(text(value))
             .execute(&self.pool),
         )
         .await
@@ -682,9 +842,9 @@ impl Store for PostgresStore {
                 "INSERT INTO holds (route, since, reason) VALUES ($1, $2, $3)
                  ON CONFLICT (route) DO UPDATE SET reason = $3",
             )
-            .bind(&hold.route)
+            .bind(text(&hold.route))
             .bind(nanos(hold.since))
-            .bind(&hold.reason)
+            .bind(text(&hold.reason))
             .execute(&self.pool),
         )
         .await
@@ -692,7 +852,7 @@ impl Store for PostgresStore {
     }
 
     async fn release(&self, route: &str) -> Result<u64, StoreError> {
-        let query = sqlx::query("DELETE FROM holds WHERE route = $1 OR $1 = '*'").bind(route);
+        let query = sqlx::query("DELETE FROM holds WHERE route = $1 OR $1 = '*'").bind(text(route));
         Ok(patient(query.execute(&self.pool)).await?.rows_affected())
     }
 
@@ -700,7 +860,11 @@ impl Store for PostgresStore {
         let query = sqlx::query("SELECT route, since, reason FROM holds ORDER BY route");
         let rows = patient(query.fetch_all(&self.pool)).await?;
         let hold = |row: PgRow| {
-            Ok(Hold { route: row.try_get(0)?, since: instant(row.try_get(1)?), reason: row.try_get(2)? })
+            Ok(Hold {
+                route: plain(row.try_get(0)?),
+                since: instant(row.try_get(1)?),
+                reason: plain(row.try_get(2)?),
+            })
         };
         rows.into_iter().map(hold).collect::<Result<_, _>>().map_err(failed)
     }
@@ -720,50 +884,64 @@ impl Store for PostgresStore {
             let side: i16 = row.try_get(0).map_err(failed)?;
             let subject = Subject {
                 side: side_of(side)?,
-                scope: row.try_get(1).map_err(failed)?,
-                native_id: row.try_get(2).map_err(failed)?,
+                scope: plain(row.try_get(1).map_err(failed)?),
+                native_id: plain(row.try_get(2).map_err(failed)?),
             };
             let since = instant(row.try_get(4).map_err(failed)?);
-            Ok(Parked { subject, reason: row.try_get(3).map_err(failed)?, since })
+            Ok(Parked { subject, reason: plain(row.try_get(3).map_err(failed)?), since })
         };
         rows.into_iter().map(parked).collect()
     }
 
     async fn unpark(&self, subject: &Subject, now: OffsetDateTime) -> Result<bool, StoreError> {
         let Subject { side, scope, native_id } = subject;
-        let row = patient(
-            sqlx::query(
-                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = $4
-                 WHERE side = $1 AND scope = $2 AND native_id = $3 AND parked_reason IS NOT NULL",
-            )
-            .bind(side_number(*side))
-            .bind(scope)
-            .bind(native_id)
-            .bind(nanos(now))
-            .execute(&self.pool),
-        )
-        .await?;
-        let links = sqlx::query(match side {
+        let links = match side {
             Side::Defender => {
                 "UPDATE links SET parked = NULL WHERE tenant_id = $1 AND incident_id = $2 AND parked IS NOT NULL"
             }
             Side::Sentinel => {
                 "UPDATE links SET parked = NULL WHERE workspace = $1 AND sentinel_id = $2 AND parked IS NOT NULL"
             }
-        });
-        let links = patient(links.bind(scope).bind(native_id).execute(&self.pool)).await?.rows_affected();
-        if links > 0 {
-            let hint = Hint { subject: subject.clone(), version: None, source: "unpark".to_owned() };
-            self.remember(vec![hint], None, now).await?;
-        }
-        Ok(row.rows_affected() + links > 0)
+        };
+        let hint = Hint { subject: subject.clone(), version: None, source: "unpark".to_owned() };
+        let hint = Waiting {
+            hints: fold(vec![hint])?,
+            delivery: None,
+            now: nanos(now),
+            reply: oneshot::channel().0,
+        };
+        let unparked = async {
+            let mut connection = self.pool.acquire().await?;
+            let mut transaction = connection.begin().await?;
+            let row = sqlx::query(
+                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = $4
+                 WHERE side = $1 AND scope = $2 AND native_id = $3 AND parked_reason IS NOT NULL",
+            )
+            .bind(side_number(*side))
+            .bind(text(scope))
+            .bind(text(native_id))
+            .bind(nanos(now))
+            .execute(&mut *transaction)
+            .await?
+            .rows_affected();
+            let links = sqlx::query(links).bind(text(scope)).bind(text(native_id));
+            let links = links.execute(&mut *transaction).await?.rows_affected();
+            if links > 0 {
+                try_group(&mut transaction, std::slice::from_ref(&hint)).await?;
+            }
+            transaction.commit().await?;
+            Ok(row + links > 0)
+        };
+        patient(unparked).await
     }
 
     async fn queue_stats(&self) -> Result<QueueStats, StoreError> {
         let query = sqlx::query(
             "SELECT (SELECT count(*) FROM jobs WHERE wanted > done AND parked_reason IS NULL),
                  (SELECT count(*) FROM jobs WHERE parked_reason IS NOT NULL)
-                 + (SELECT count(*) FROM links WHERE parked IS NOT NULL),
+                 + (SELECT count(*) FROM links WHERE parked IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs
+                     WHERE side = 0 AND scope = tenant_id AND native_id = incident_id
+                         AND parked_reason IS NOT NULL)),
                  (SELECT min(COALESCE(leased_first, first_hint_at)) FROM jobs
                   WHERE wanted > done AND parked_reason IS NULL)",
         );
@@ -777,14 +955,35 @@ impl Store for PostgresStore {
     }
 
     async fn purge(&self, now: OffsetDateTime, journal_before: OffsetDateTime) -> Result<(), StoreError> {
-        let resting = nanos(now) - RESTING_FOR;
+        let (now, resting) = (nanos(now), nanos(now) - RESTING_FOR);
+        patient(sqlx::query("DELETE FROM fences WHERE held_until < $1").bind(resting).execute(&self.pool))
+            .await?;
+        // In steps, so that none runs into the time limit of a statement; past rows that somebody holds, so that none
+        // waits. The journal goes from its old end, which is in order of time.
         for (sql, before) in [
-            ("DELETE FROM jobs WHERE wanted = done AND ready_at < $1 AND lease_token IS NULL", resting),
-            ("DELETE FROM fences WHERE held_until < $1", resting),
-            ("DELETE FROM deliveries WHERE keep_until <= $1", nanos(now)),
-            ("DELETE FROM journal WHERE at < $1", nanos(journal_before)),
+            (
+                "DELETE FROM jobs WHERE ctid = ANY(ARRAY(SELECT ctid FROM jobs
+                 WHERE wanted = done AND ready_at < $1 AND lease_token IS NULL LIMIT $2 FOR UPDATE SKIP LOCKED))",
+                resting,
+            ),
+            (
+                "DELETE FROM deliveries WHERE ctid = ANY(ARRAY(SELECT ctid FROM deliveries
+                 WHERE keep_until <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+                now,
+            ),
+            (
+                "DELETE FROM journal WHERE seq IN
+                 (SELECT seq FROM (SELECT seq, at FROM journal ORDER BY seq LIMIT $2) AS oldest WHERE at < $1)",
+                nanos(journal_before),
+            ),
         ] {
-            patient(sqlx::query(sql).bind(before).execute(&self.pool)).await?;
+            loop {
+                let step = sqlx::query(sql).bind(before).bind(PURGE_STEP);
+                let deleted = patient(step.execute(&self.pool)).await?.rows_affected();
+                if deleted < PURGE_STEP.unsigned_abs() {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -794,6 +993,35 @@ impl Store for PostgresStore {
         match self.value("ping").await? {
             Some(_) => Ok(()),
             None => Err(StoreError::Corrupt("a value that was just written is not there".to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_without_nul_comes_back_and_keeps_its_order() {
+        let words = [
+            "",
+            "\0",
+            "\0\0",
+            "\0\u{1}",
+            "\u{1}",
+            "\u{1}\0",
+            "\u{1}\u{1}",
+            "\u{1}\u{2}",
+            "\u{2}",
+            "a\0b",
+            "a",
+        ];
+        for one in words {
+            assert!(!text(one).contains('\0'));
+            assert_eq!(plain(text(one)), one);
+            for other in words {
+                assert_eq!(text(one).cmp(&text(other)), one.cmp(other), "{one:?} {other:?}");
+            }
         }
     }
 }

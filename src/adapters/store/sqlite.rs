@@ -1,18 +1,20 @@
-//! The embedded store: SQLite in WAL mode with `synchronous=FULL`, so that a commit survives power loss. One thread
-//! writes and commits in groups whatever is waiting; readers have connections of their own and never wait for it.
+//! The embedded store: SQLite in WAL mode with `synchronous=FULL`, so that a commit survives power loss. One writer
+//! at a time commits in groups whatever is waiting; readers have connections of their own and never wait for it.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use time::OffsetDateTime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    MOST_IN_A_COMMIT, MOST_WAITING, PARKED_FOR, PATIENCE, fold, instant, nanos, side_number, side_of,
+    Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, PARKED_FOR, PATIENCE, PURGE_STEP, RESTING_FOR, Ready,
+    SCOPES_AT_ONCE, ScopeKey, Turns, delivery_key, fold, instant, nanos, side_number, side_of,
 };
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{
@@ -22,19 +24,20 @@ use crate::ports::{
 
 const MIGRATIONS: &[&str] = &[include_str!("migrations/sqlite-1.sql")];
 /// How long a statement waits for another process (`lockstep hold` beside the service) to finish its commit.
-const BUSY: Duration = Duration::from_secs(3);
+const BUSY: Duration = Duration::from_secs(2);
 /// How many idle connections are kept for reading.
 const MOST_READERS: usize = 4;
-/// How many rows one purging step looks at, so that it never holds up the doors for long.
-const PURGE_STEP: i64 = 2_000;
-/// How long a served row that wants nothing is kept after its rest.
-const RESTING_FOR: i64 = 60 * 1_000_000_000;
+/// The version of the SQLite that is built in. Before 3.51.3 a crash could damage a WAL database.
+pub fn sqlite_version() -> &'static str {
+    rusqlite::version()
+}
 
 /// A store in one file.
 pub struct SqliteStore {
     path: PathBuf,
-    writer: mpsc::Sender<Box<dyn Command>>,
+    writer: Arc<Writer>,
     readers: Arc<Mutex<Vec<Connection>>>,
+    turns: Arc<Mutex<Turns>>,
 }
 
 impl SqliteStore {
@@ -53,23 +56,14 @@ impl SqliteStore {
             )));
         }
         let at = path.clone();
-        let mut connection = blocking(move || {
+        let connection = blocking(move || {
             let mut connection = connect(&at, OpenFlags::default())?;
             migrate(&mut connection, &at)?;
             Ok(connection)
         })
         .await?;
-        let (writer, mut commands) = mpsc::channel::<Box<dyn Command>>(MOST_WAITING);
-        std::thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || {
-                let mut group = Vec::with_capacity(MOST_IN_A_COMMIT);
-                while commands.blocking_recv_many(&mut group, MOST_IN_A_COMMIT) > 0 {
-                    commit(&mut connection, &mut group);
-                }
-            })
-            .map_err(|error| StoreError::Unavailable(format!("its thread does not start: {error}")))?;
-        Ok(Self { path, writer, readers: Arc::default() })
+        let writer = Arc::new(Writer { connection: Mutex::new(connection), line: Mutex::default() });
+        Ok(Self { path, writer, readers: Arc::default(), turns: Arc::default() })
     }
 
     /// Runs `work` in the next commit. It may run twice, when a neighbour in its group fails.
@@ -78,18 +72,10 @@ impl SqliteStore {
         work: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let command = Box::new(Waiting { work, outcome: None, reply });
-        self.writer.try_send(command).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                StoreError::Unavailable("too many commands are waiting for it".to_owned())
-            }
-            mpsc::error::TrySendError::Closed(_) => {
-                StoreError::Unavailable("its writer has ended".to_owned())
-            }
-        })?;
+        self.writer.submit(Box::new(Waiting { work, outcome: None, reply }))?;
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(StoreError::Unavailable("its writer has ended".to_owned())),
+            Ok(Err(_)) => Err(StoreError::Unavailable("its writer broke off".to_owned())),
             Err(_) => Err(StoreError::Unavailable(format!("no commit within {} s", PATIENCE.as_secs()))),
         }
     }
@@ -102,13 +88,13 @@ impl SqliteStore {
         let readers = Arc::clone(&self.readers);
         let path = self.path.clone();
         let task = blocking(move || {
-            let idle = readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let idle = lock(&readers).pop();
             let connection = match idle {
                 Some(connection) => connection,
                 None => connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?,
             };
             let outcome = work(&connection);
-            let mut readers = readers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut readers = lock(&readers);
             if readers.len() < MOST_READERS {
                 readers.push(connection);
             }
@@ -118,6 +104,11 @@ impl SqliteStore {
             Err(StoreError::Unavailable(format!("no answer in {} s", PATIENCE.as_secs())))
         })
     }
+}
+
+/// What a panic left behind is whole: a transaction rolls back when it is dropped.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -164,19 +155,92 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     transaction.commit().map_err(failed)
 }
 
+/// `Unavailable` is the whole store's trouble; `Corrupt` is that of the command that met it.
 fn failed(error: rusqlite::Error) -> StoreError {
-    match &error {
-        rusqlite::Error::FromSqlConversionFailure(..)
-        | rusqlite::Error::IntegralValueOutOfRange(..)
-        | rusqlite::Error::InvalidColumnType(..) => StoreError::Corrupt(error.to_string()),
-        _ => StoreError::Unavailable(error.to_string()),
+    use rusqlite::ErrorCode as Code;
+    let code = error.sqlite_error_code();
+    match code {
+        None
+        | Some(Code::ConstraintViolation | Code::TooBig | Code::TypeMismatch | Code::ParameterOutOfRange) => {
+            StoreError::Corrupt(error.to_string())
+        }
+        Some(Code::DatabaseCorrupt | Code::NotADatabase) => StoreError::Corrupt(error.to_string()),
+        Some(_) => StoreError::Unavailable(error.to_string()),
     }
 }
 
 // ---- group commit ------------------------------------------------------------------------------------------------
 
+/// The one connection that writes, and those who wait for it. Whoever finds nobody at work starts a task that commits
+/// until the line is empty: an idle store has no thread of its own, and a task that broke off is followed by another.
+struct Writer {
+    connection: Mutex<Connection>,
+    line: Mutex<Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Box<dyn Command>>,
+    at_work: bool,
+}
+
+impl Writer {
+    fn submit(self: &Arc<Self>, command: Box<dyn Command>) -> Result<(), StoreError> {
+        let mut line = lock(&self.line);
+        if line.waiting.len() >= MOST_WAITING {
+            return Err(StoreError::Unavailable("too many commands are waiting for it".to_owned()));
+        }
+        line.waiting.push_back(command);
+        if !line.at_work {
+            line.at_work = true;
+            let shift = Shift { writer: Arc::clone(self), ended: false };
+            tokio::task::spawn_blocking(move || shift.work());
+        }
+        Ok(())
+    }
+}
+
+/// Somebody at work for the line, or about to be.
+struct Shift {
+    writer: Arc<Writer>,
+    ended: bool,
+}
+
+impl Shift {
+    fn work(mut self) {
+        let writer = Arc::clone(&self.writer);
+        let mut connection = lock(&writer.connection);
+        loop {
+            let group: Vec<_> = {
+                let mut line = lock(&writer.line);
+                if line.waiting.is_empty() {
+                    line.at_work = false;
+                    self.ended = true;
+                    return;
+                }
+                let count = line.waiting.len().min(MOST_IN_A_COMMIT);
+                // Nobody knows of what a caller asked for who has gone: a lease would lie about until it ran out.
+                line.waiting.drain(..count).filter(|command| !command.is_abandoned()).collect()
+            };
+            commit(&mut connection, group);
+        }
+    }
+}
+
+impl Drop for Shift {
+    fn drop(&mut self) {
+        // After a panic, or when the runtime ends before the shift began, nobody shall wait for what is not coming.
+        if !self.ended {
+            let mut line = lock(&self.writer.line);
+            line.at_work = false;
+            line.waiting.clear();
+        }
+    }
+}
+
 /// One waiting command: what to do, and whom to tell after the commit.
 trait Command: Send {
+    fn is_abandoned(&self) -> bool;
     fn run(&mut self, connection: &Connection) -> Result<(), StoreError>;
     fn answer(self: Box<Self>, committed: Result<(), StoreError>);
 }
@@ -188,6 +252,10 @@ struct Waiting<T, F> {
 }
 
 impl<T: Send, F: FnMut(&Connection) -> Result<T, StoreError> + Send> Command for Waiting<T, F> {
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
     fn run(&mut self, connection: &Connection) -> Result<(), StoreError> {
         self.outcome = Some((self.work)(connection)?);
         Ok(())
@@ -201,33 +269,51 @@ impl<T: Send, F: FnMut(&Connection) -> Result<T, StoreError> + Send> Command for
     }
 }
 
-/// Commits the group as one transaction. Where one command fails, each runs again in a transaction of its own, so
-/// that only the one that fails is told so.
-fn commit(connection: &mut Connection, group: &mut Vec<Box<dyn Command>>) {
-    let together = transact(connection, group.iter_mut());
-    if together.is_ok() || group.len() == 1 {
-        let mut outcome = Some(together);
-        for command in group.drain(..) {
-            command.answer(outcome.take().unwrap_or(Ok(())));
+/// Commits the group as one transaction. Where one command fails by its own fault, each runs again in a transaction of
+/// its own, so that only that one is told so. Where the store is at fault, all are told at once: a try for each would
+/// keep the doors waiting.
+fn commit(connection: &mut Connection, mut group: Vec<Box<dyn Command>>) {
+    let mut outcome = transact(connection, group.iter_mut());
+    if group.len() > 1 && matches!(outcome, Err(StoreError::Corrupt(_))) {
+        outcome = Ok(());
+        for mut command in group {
+            if outcome.is_ok() {
+                match transact(connection, std::iter::once(&mut command)) {
+                    Err(StoreError::Unavailable(reason)) => outcome = Err(StoreError::Unavailable(reason)),
+                    alone => {
+                        command.answer(alone);
+                        continue;
+                    }
+                }
+            }
+            command.answer(same(&outcome));
         }
         return;
     }
-    for mut command in group.drain(..) {
-        let alone = transact(connection, std::iter::once(&mut command));
-        command.answer(alone);
+    for command in group {
+        command.answer(same(&outcome));
+    }
+}
+
+fn same(outcome: &Result<(), StoreError>) -> Result<(), StoreError> {
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(StoreError::Unavailable(reason)) => Err(StoreError::Unavailable(reason.clone())),
+        Err(StoreError::Corrupt(what)) => Err(StoreError::Corrupt(what.clone())),
     }
 }
 
 fn transact<'a>(
     connection: &mut Connection,
-    group: impl Iterator<Item = &'a mut Box<dyn Command>>,
+    mut group: impl ExactSizeIterator<Item = &'a mut Box<dyn Command>>,
 ) -> Result<(), StoreError> {
+    if group.len() == 0 {
+        return Ok(());
+    }
     // Immediate: a deferred transaction that starts by reading cannot always become a writing one.
     let transaction =
         connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(failed)?;
-    for command in group {
-        command.run(&transaction)?;
-    }
+    group.try_for_each(|command| command.run(&transaction))?;
     transaction.commit().map_err(failed)
 }
 
@@ -238,14 +324,15 @@ const REMEMBER: &str = "
     VALUES (?1, ?2, ?3, ?4, CASE WHEN ?5 IS NULL THEN 2 ELSE 1 END, ?5, ?6, ?7, ?7)
     ON CONFLICT (side, scope, native_id) DO UPDATE SET
         wanted = wanted + ?4,
-        named = CASE WHEN ?5 IS NULL THEN 2 WHEN named = 0 THEN 1 WHEN named = 1 AND version = ?5 THEN 1 ELSE 2 END,
+        named = CASE WHEN ?5 IS NOT NULL AND (named = 0 OR (named = 1 AND version = ?5)) THEN 1 ELSE 2 END,
         version = CASE WHEN named = 0 OR (named = 1 AND version = ?5) THEN ?5 ELSE NULL END,
         sources = CASE WHEN sources = '' THEN ?6
             WHEN instr(',' || sources || ',', ',' || ?6 || ',') > 0 OR length(sources) + length(?6) >= 200 THEN sources
             ELSE sources || ',' || ?6 END,
         first_hint_at = COALESCE(first_hint_at, ?7),
+        news = CASE WHEN lease_token IS NOT NULL AND ?5 IS NOT NULL AND ?5 IS NOT leased_version THEN 1 ELSE news END,
         ready_at = CASE WHEN wanted = done THEN max(ready_at, ?7)
-            WHEN parked_reason IS NOT NULL AND lease_token IS NULL THEN ?7 ELSE ready_at END,
+            WHEN parked_reason IS NOT NULL THEN ?7 ELSE ready_at END,
         attempts = CASE WHEN parked_reason IS NOT NULL THEN 0 ELSE attempts END,
         parked_reason = CASE WHEN ?5 IS NOT NULL AND ?5 IS NOT parked_version
             OR ?5 IS NULL AND parked_at < ?7 - ?8 THEN NULL ELSE parked_reason END";
@@ -255,36 +342,90 @@ const NEXT_SCOPE: &str = "
     WHERE wanted > done AND parked_reason IS NULL AND (side, scope) > (?1, ?2) ORDER BY side, scope LIMIT 1";
 
 const READY: &str = "
-    SELECT native_id, wanted, done, version, sources, attempts, COALESCE(leased_first, first_hint_at, ready_at),
-        served_at, lease_token IS NOT NULL
+    SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
+        leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at
     FROM jobs INDEXED BY jobs_ready
     WHERE wanted > done AND parked_reason IS NULL AND side = ?1 AND scope = ?2 AND ready_at <= ?3
-    ORDER BY ready_at LIMIT ?4";
+    ORDER BY ready_at, native_id LIMIT ?4";
 
 const LEASE: &str = "
     UPDATE jobs SET lease_token = ?4, ready_at = ?5, attempts = ?6,
-        leased_first = COALESCE(leased_first, first_hint_at), first_hint_at = NULL,
-        named = 0, version = NULL, sources = ''
+        leased_named = ?7, leased_version = ?8, leased_sources = ?9, leased_first = ?10,
+        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0
     WHERE side = ?1 AND scope = ?2 AND native_id = ?3";
 
 const DONE: &str = "
-    UPDATE jobs SET done = ?5, lease_token = NULL, leased_first = NULL, attempts = 0, served_at = ?6, ready_at = ?7
+    UPDATE jobs SET done = ?5, lease_token = NULL, attempts = 0, served_at = ?6, ready_at = ?7,
+        leased_named = 0, leased_version = NULL, leased_sources = '', leased_first = NULL
     WHERE side = ?1 AND scope = ?2 AND native_id = ?3 AND lease_token = ?4";
 
 const AGAIN: &str = "
-    UPDATE jobs SET lease_token = NULL, ready_at = ?5, attempts = attempts + ?6,
-        named = CASE WHEN ?7 IS NOT NULL AND (named = 0 OR (named = 1 AND version = ?7)) THEN 1 ELSE 2 END,
-        version = CASE WHEN named = 0 OR (named = 1 AND version = ?7) THEN ?7 ELSE NULL END,
-        sources = CASE WHEN sources = '' THEN ?8
-            WHEN instr(',' || ?8 || ',', ',' || sources || ',') > 0 OR length(sources) + length(?8) >= 200 THEN ?8
-            ELSE ?8 || ',' || sources END
+    UPDATE jobs SET lease_token = NULL, ready_at = ?5, attempts = attempts + ?6
     WHERE side = ?1 AND scope = ?2 AND native_id = ?3 AND lease_token = ?4";
 
-/// A hint that came while the job ran may be the cure: then the row is tried once more instead of being put aside.
+/// As if the row had been parked when it was leased and its later hints had come after that: one with another version
+/// may be the cure, and the row is tried once more instead of being put aside.
 const PARK: &str = "
-    UPDATE jobs SET lease_token = NULL, ready_at = ?5, parked_version = ?7,
-        parked_reason = CASE WHEN named = 0 THEN ?6 ELSE NULL END, parked_at = ?5
+    UPDATE jobs SET lease_token = NULL, ready_at = ?5, parked_at = ?5, parked_version = leased_version,
+        parked_reason = CASE WHEN news = 1 THEN NULL ELSE ?6 END,
+        attempts = CASE WHEN news = 1 THEN 0 ELSE attempts END
     WHERE side = ?1 AND scope = ?2 AND native_id = ?3 AND lease_token = ?4";
+
+fn ready_of(row: &Row<'_>) -> rusqlite::Result<Ready> {
+    let gathered = |at: usize| {
+        let (named, version, sources) = (row.get(at)?, row.get(at + 1)?, row.get(at + 2)?);
+        Ok::<_, rusqlite::Error>(Gathered { named, version, sources, first_at: row.get(at + 3)? })
+    };
+    Ok(Ready {
+        native_id: row.get(0)?,
+        wanted: row.get(1)?,
+        done: row.get(2)?,
+        attempts: row.get(3)?,
+        served_at: row.get(4)?,
+        ready_at: row.get(5)?,
+        broken_off: row.get(6)?,
+        leased: gathered(7)?,
+        fresh: gathered(11)?,
+    })
+}
+
+/// Some ready rows of each scope that has any, from where the last look ended, once around.
+fn ready_rows(
+    connection: &Connection,
+    start: Option<ScopeKey>,
+    now: i64,
+    most_jobs: usize,
+) -> Result<Vec<(ScopeKey, Vec<Ready>)>, StoreError> {
+    let next = |row: &Row<'_>| Ok((row.get::<_, i16>(0)?, row.get::<_, String>(1)?));
+    let before_all = || (-1, String::new());
+    let mut found = Vec::new();
+    let mut round_the_end = start.is_none();
+    let mut after = start.clone().unwrap_or_else(before_all);
+    while found.len() < SCOPES_AT_ONCE {
+        let Some(key) = row(connection, NEXT_SCOPE, params![after.0, after.1], next)? else {
+            if round_the_end {
+                break;
+            }
+            (round_the_end, after) = (true, before_all());
+            continue;
+        };
+        if round_the_end && start.as_ref().is_some_and(|start| key > *start) {
+            break;
+        }
+        let ready = rows(connection, READY, params![key.0, key.1, now, most(most_jobs)], ready_of)?;
+        if !ready.is_empty() {
+            found.push((key.clone(), ready));
+        }
+        after = key;
+    }
+    Ok(found)
+}
+
+fn remember(connection: &Connection, hint: &Folded, now: i64) -> Result<(), StoreError> {
+    let Folded { side, scope, native_id, version, source, count } = hint;
+    execute(connection, REMEMBER, params![side, scope, native_id, count, version, source, now, PARKED_FOR])?;
+    Ok(())
+}
 
 const LINK: &str =
     "SELECT tenant_id, incident_id, workspace, route, sentinel_id, state, parked, updated_at FROM links";
@@ -343,34 +484,21 @@ impl Store for SqliteStore {
     ) -> Result<Remembered, StoreError> {
         let hints = fold(hints)?;
         let now = nanos(now);
+        let delivery = delivery.map(|delivery| (delivery_key(&delivery), nanos(delivery.keep_until)));
         self.write(move |connection| {
-            if let Some(Delivery { door, id, keep_until }) = &delivery {
+            if let Some((key, keep_until)) = &delivery {
                 // An id past its time that nobody purged yet is as good as forgotten.
                 let stored = execute(
                     connection,
-                    "INSERT INTO deliveries (door, id, keep_until) VALUES (?1, ?2, ?3)
-                     ON CONFLICT (door, id) DO UPDATE SET keep_until = ?3 WHERE keep_until <= ?4",
-                    params![door, id, nanos(*keep_until), now],
+                    "INSERT INTO deliveries (key, keep_until) VALUES (?1, ?2)
+                     ON CONFLICT (key) DO UPDATE SET keep_until = ?2 WHERE keep_until <= ?3",
+                    params![key.as_bytes(), keep_until, now],
                 )?;
                 if stored == 0 {
                     return Ok(Remembered::Repeated);
                 }
             }
-            let mut statement = connection.prepare_cached(REMEMBER).map_err(failed)?;
-            for hint in &hints {
-                statement
-                    .execute(params![
-                        hint.side,
-                        hint.scope,
-                        hint.native_id,
-                        hint.count,
-                        hint.version,
-                        hint.sources,
-                        now,
-                        PARKED_FOR
-                    ])
-                    .map_err(failed)?;
-            }
+            hints.iter().try_for_each(|hint| remember(connection, hint, now))?;
             Ok(Remembered::New)
         })
         .await
@@ -394,36 +522,21 @@ impl Store for SqliteStore {
         if idle || most_jobs == 0 {
             return Ok(Vec::new());
         }
+        let turns = Arc::clone(&self.turns);
         self.write(move |connection| {
-            // A few of each scope, oldest first; then dealt out in turns.
-            let mut scopes: Vec<std::vec::IntoIter<JobLease>> = Vec::new();
-            let mut after = (-1_i16, String::new());
-            let next = |row: &Row<'_>| Ok((row.get::<_, i16>(0)?, row.get::<_, String>(1)?));
-            while let Some((side, scope)) = row(connection, NEXT_SCOPE, params![after.0, after.1], next)? {
-                let ready = ready_rows(connection, side, &scope, now, most_jobs)?;
-                if !ready.is_empty() {
-                    scopes.push(ready.into_iter());
-                }
-                after = (side, scope);
-            }
-            scopes.sort_by_key(|scope| scope.as_slice().first().map(|lease| lease.first_hint_at));
+            let mut turns = lock(&turns);
+            let ready = ready_rows(connection, turns.after.clone(), now, most_jobs)?;
             let mut leases = Vec::new();
-            while leases.len() < most_jobs {
-                let before = leases.len();
-                for scope in &mut scopes {
-                    leases.extend(scope.next().filter(|_| leases.len() < most_jobs));
-                }
-                if leases.len() == before {
-                    break;
-                }
+            for ((side, scope), ready) in turns.deal(ready, most_jobs) {
+                let (lease, gathered) = ready.lease(side_of(side)?, &scope);
+                let Gathered { named, version, sources, first_at } = gathered;
+                let (id, token) = (&lease.subject.native_id, lease.token.as_bytes());
+                let set =
+                    params![side, scope, id, token, until, lease.attempts, named, version, sources, first_at];
+                execute(connection, LEASE, set)?;
+                leases.push(lease);
             }
-            let mut statement = connection.prepare_cached(LEASE).map_err(failed)?;
-            for lease in &leases {
-                let JobLease { subject: Subject { side, scope, native_id }, token, attempts, .. } = lease;
-                statement
-                    .execute(params![side_number(*side), scope, native_id, token.as_bytes(), until, attempts])
-                    .map_err(failed)?;
-            }
+            turns.took(&leases);
             Ok(leases)
         })
         .await
@@ -437,9 +550,7 @@ impl Store for SqliteStore {
     ) -> Result<Held, StoreError> {
         let (lease, now) = (lease.clone(), nanos(now));
         self.write(move |connection| {
-            let JobLease {
-                subject: Subject { side, scope, native_id }, wanted, version, sources, token, ..
-            } = &lease;
+            let JobLease { subject: Subject { side, scope, native_id }, wanted, token, .. } = &lease;
             let (side, token) = (side_number(*side), token.as_bytes());
             let changed = match &settlement {
                 Settlement::Done { rest_until } => execute(
@@ -450,10 +561,10 @@ impl Store for SqliteStore {
                 Settlement::Again { not_before, counts } => execute(
                     connection,
                     AGAIN,
-                    params![side, scope, native_id, token, nanos(*not_before), *counts, version, sources],
+                    params![side, scope, native_id, token, nanos(*not_before), *counts],
                 )?,
                 Settlement::Park { reason } => {
-                    execute(connection, PARK, params![side, scope, native_id, token, now, reason, version])?
+                    execute(connection, PARK, params![side, scope, native_id, token, now, reason])?
                 }
             };
             Ok(held(changed))
@@ -581,23 +692,20 @@ impl Store for SqliteStore {
         most_links: usize,
     ) -> Result<Vec<LinkRecord>, StoreError> {
         let route = route.map(str::to_owned);
-        let after = after.cloned().unwrap_or_else(|| LinkKey {
+        let LinkKey { tenant_id, incident_id, workspace } = after.cloned().unwrap_or_else(|| LinkKey {
             tenant_id: String::new(),
             incident_id: String::new(),
             workspace: String::new(),
         });
         self.read(move |connection| {
+            // Two statements: each has an index that is in this order.
+            let of_route = if route.is_some() { "route = ?5" } else { "?5 IS NULL" };
             let sql = format!(
-                "{LINK} WHERE (tenant_id, incident_id, workspace) > (?1, ?2, ?3) AND (?4 IS NULL OR route = ?4)
-                 ORDER BY tenant_id, incident_id, workspace LIMIT ?5"
+                "{LINK} WHERE {of_route} AND (tenant_id, incident_id, workspace) > (?1, ?2, ?3)
+                 ORDER BY tenant_id, incident_id, workspace LIMIT ?4"
             );
-            let LinkKey { tenant_id, incident_id, workspace } = after;
-            rows(
-                connection,
-                &sql,
-                params![tenant_id, incident_id, workspace, route, most(most_links)],
-                link_of,
-            )
+            let from = params![tenant_id, incident_id, workspace, most(most_links), route];
+            rows(connection, &sql, from, link_of)
         })
         .await
     }
@@ -732,12 +840,8 @@ impl Store for SqliteStore {
             };
             let links = execute(connection, sql, params![scope, native_id])?;
             if links > 0 {
-                let version: Option<String> = None;
-                execute(
-                    connection,
-                    REMEMBER,
-                    params![side_number(*side), scope, native_id, 1, version, "unpark", now, PARKED_FOR],
-                )?;
+                let hint = Hint { subject: subject.clone(), version: None, source: "unpark".to_owned() };
+                fold(vec![hint])?.iter().try_for_each(|hint| remember(connection, hint, now))?;
             }
             Ok(row + links > 0)
         })
@@ -749,7 +853,9 @@ impl Store for SqliteStore {
             let sql = "
                 SELECT (SELECT count(*) FROM jobs WHERE wanted > done AND parked_reason IS NULL),
                     (SELECT count(*) FROM jobs WHERE parked_reason IS NOT NULL)
-                    + (SELECT count(*) FROM links WHERE parked IS NOT NULL),
+                    + (SELECT count(*) FROM links WHERE parked IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs
+                        WHERE side = 0 AND scope = tenant_id AND native_id = incident_id
+                            AND parked_reason IS NOT NULL)),
                     (SELECT min(COALESCE(leased_first, first_hint_at)) FROM jobs
                      WHERE wanted > done AND parked_reason IS NULL)";
             let stats = row(connection, sql, [], |row| {
@@ -767,26 +873,34 @@ impl Store for SqliteStore {
     async fn purge(&self, now: OffsetDateTime, journal_before: OffsetDateTime) -> Result<(), StoreError> {
         let (now, journal_before) = (nanos(now), nanos(journal_before));
         self.write(move |connection| {
-            let sql = "DELETE FROM jobs WHERE wanted = done AND ready_at < ?1 AND lease_token IS NULL";
-            execute(connection, sql, params![now - RESTING_FOR])?;
             execute(connection, "DELETE FROM fences WHERE held_until < ?1", params![now - RESTING_FOR])
         })
         .await?;
-        // In short steps: deliveries by key, the journal from its old end, which is in order of time.
-        let mut after = Some((String::new(), String::new()));
-        while let Some((door, id)) = after {
+        loop {
+            let deleted = self
+                .write(move |connection| {
+                    let sql =
+                        "DELETE FROM jobs WHERE (side, scope, native_id) IN (SELECT side, scope, native_id
+                         FROM jobs INDEXED BY jobs_resting
+                         WHERE wanted = done AND ready_at < ?1 AND lease_token IS NULL LIMIT ?2)";
+                    execute(connection, sql, params![now - RESTING_FOR, PURGE_STEP])
+                })
+                .await?;
+            if most(deleted) < PURGE_STEP {
+                break;
+            }
+        }
+        // Deliveries by key, the journal from its old end, which is in order of time.
+        let mut after = Some(Vec::new());
+        while let Some(key) = after {
             after = self
                 .write(move |connection| {
-                    let sql = "SELECT door, id FROM deliveries WHERE (door, id) > (?1, ?2)
-                         ORDER BY door, id LIMIT 1 OFFSET ?3";
-                    let end: Option<(String, String)> =
-                        row(connection, sql, params![door, id, PURGE_STEP - 1], |row| {
-                            Ok((row.get(0)?, row.get(1)?))
-                        })?;
-                    let (last_door, last_id) = end.clone().unwrap_or(("\u{10ffff}".into(), String::new()));
-                    let sql = "DELETE FROM deliveries WHERE (door, id) > (?1, ?2) AND (door, id) <= (?3, ?4)
-                         AND keep_until <= ?5";
-                    execute(connection, sql, params![door, id, last_door, last_id, now])?;
+                    let sql = "SELECT key FROM deliveries WHERE key > ?1 ORDER BY key LIMIT 1 OFFSET ?2";
+                    let end: Option<Vec<u8>> =
+                        row(connection, sql, params![key, PURGE_STEP - 1], |row| row.get(0))?;
+                    let sql = "DELETE FROM deliveries
+                         WHERE key > ?1 AND (?2 IS NULL OR key <= ?2) AND keep_until <= ?3";
+                    execute(connection, sql, params![key, end, now])?;
                     Ok(end)
                 })
                 .await?;
@@ -813,31 +927,4 @@ impl Store for SqliteStore {
             None => Err(StoreError::Corrupt("a value that was just written is not there".to_owned())),
         }
     }
-}
-
-fn ready_rows(
-    connection: &Connection,
-    side: i16,
-    scope: &str,
-    now: i64,
-    most_jobs: usize,
-) -> Result<Vec<JobLease>, StoreError> {
-    let subject_side = side_of(side)?;
-    rows(connection, READY, params![side, scope, now, most(most_jobs)], |row| {
-        let (wanted, done): (i64, i64) = (row.get(1)?, row.get(2)?);
-        let broken_off: bool = row.get(8)?;
-        let attempts: u32 = row.get(5)?;
-        Ok(JobLease {
-            subject: Subject { side: subject_side, scope: scope.to_owned(), native_id: row.get(0)? },
-            wanted,
-            version: row.get(3)?,
-            sources: row.get(4)?,
-            hints: wanted - done,
-            served_at: row.get::<_, Option<i64>>(7)?.map(instant),
-            // A lease that nobody settled was a step that died: it counts, or a deadly job would be tried for ever.
-            attempts: attempts + u32::from(broken_off),
-            first_hint_at: instant(row.get(6)?),
-            token: Uuid::new_v4(),
-        })
-    })
 }

@@ -6,14 +6,19 @@ CREATE TABLE jobs (
     native_id TEXT NOT NULL,
     wanted INTEGER NOT NULL,
     done INTEGER NOT NULL DEFAULT 0,
-    -- The version that the hints since the last lease named: 0 none came, 1 all named `version`, 2 several or none.
+    -- What the hints since the last lease said. named: 0 none came, 1 all named `version`, 2 several or none.
     named INTEGER NOT NULL,
     version TEXT,
     sources TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    -- The first hint since the last lease, and the first that the present or broken-off lease is to serve.
     first_hint_at INTEGER,
+    -- The same of the hints that the lease, if one is out, broke off or failed, is to serve.
+    leased_named INTEGER NOT NULL DEFAULT 0,
+    leased_version TEXT,
+    leased_sources TEXT NOT NULL DEFAULT '',
     leased_first INTEGER,
+    -- 1 if a hint since the lease named another version than it: such a row is not put aside.
+    news INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
     -- The earliest next lease: the time of the hint, the end of a lease, of a wait or of a rest.
     ready_at INTEGER NOT NULL,
     served_at INTEGER,
@@ -27,11 +32,10 @@ CREATE INDEX jobs_ready ON jobs (side, scope, ready_at) WHERE wanted > done AND 
 CREATE INDEX jobs_parked ON jobs (parked_at) WHERE parked_reason IS NOT NULL;
 CREATE INDEX jobs_resting ON jobs (ready_at) WHERE wanted = done;
 
+-- `key` is the UUIDv5 of the door and the sender's id, which may be of any length.
 CREATE TABLE deliveries (
-    door TEXT NOT NULL,
-    id TEXT NOT NULL,
-    keep_until INTEGER NOT NULL,
-    PRIMARY KEY (door, id)
+    key BLOB PRIMARY KEY NOT NULL,
+    keep_until INTEGER NOT NULL
 ) WITHOUT ROWID;
 
 CREATE TABLE fences (
@@ -52,7 +56,7 @@ CREATE TABLE links (
     PRIMARY KEY (tenant_id, incident_id, workspace)
 ) WITHOUT ROWID;
 CREATE INDEX links_twin ON links (workspace, sentinel_id);
-CREATE INDEX links_route ON links (route);
+CREATE INDEX links_route ON links (route, tenant_id, incident_id, workspace);
 
 CREATE TABLE journal (
     seq INTEGER PRIMARY KEY,
