@@ -1,0 +1,360 @@
+//! Kills the real service with SIGKILL at random moments, while people edit on both sides, senders deliver signed
+//! notifications and both systems lose answers; brings it back on the same store each time; and then asks what must be
+//! true: every delivery that was answered 202 was served, each incident has exactly one twin, both sides say the same,
+//! nothing is parked, and nobody writes any more.
+//!
+//! The seed decides the script. What the machine adds (which step the kill meets) differs from run to run: that is the
+//! point. A failure prints the seed and what is out of step.
+
+#![cfg(feature = "emulator")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use support::emulator::{Analyst, Emulator, Place};
+use support::postgres::{Database, VARIABLE};
+use support::service::{self, CLIENT_ID, Configuration, Service};
+use support::{in_step, until};
+
+const SEED: u64 = 20_260_304;
+/// Several places, so that the request budget of one tenant does not slow the script down.
+const PLACES: u32 = 5;
+const INCIDENTS_PER_PLACE: usize = 3;
+const KILLS: usize = 13;
+/// Between two edits: with five places that is about twenty edits a minute for each, and fewer than the twenty writes
+/// per link and hour at which the loop breaker would stop a link.
+const EDIT_EVERY_MS: std::ops::Range<u64> = 200..600;
+/// Between return and next death.
+const LIFE_MS: std::ops::Range<u64> = 300..3_600;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_loses_nothing_and_doubles_nothing_on_sqlite() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target folder takes a folder");
+    let store = format!("sqlite://{}", folder.path().join("lockstep.db").display());
+    survive(folder.path(), &store, SEED).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_loses_nothing_and_doubles_nothing_on_postgres() {
+    let Some(database) = Database::create().await else {
+        // The test script starts a server and sets the variable; there the test always runs.
+        assert!(std::env::var_os("CI").is_none(), "{VARIABLE} is not set: run this through the test script");
+        println!("NOT RUN: {VARIABLE} names no server; `scripts/with-postgres cargo test` starts one");
+        return;
+    };
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target folder takes a folder");
+    survive(folder.path(), &database.url, SEED + 1).await;
+    database.drop_now().await;
+}
+
+/// One link under test.
+#[derive(Clone)]
+struct Subject {
+    place: usize,
+    incident: String,
+}
+
+async fn survive(folder: &Path, store: &str, seed: u64) {
+    println!("seed {seed}");
+    let mut dice = fastrand::Rng::with_seed(seed);
+    let emulator = Arc::new(Emulator::start(folder, seed));
+    let places = emulator.places(PLACES).await;
+    let mut analysts = Vec::new();
+    let mut subjects = Vec::new();
+    for (number, place) in places.iter().enumerate() {
+        analysts.push(emulator.analyst(place, "wendy@contoso.com").await);
+        for _ in 0..INCIDENTS_PER_PLACE {
+            let title = format!("Incident {} of {number}", subjects.len());
+            let incident = emulator.raise(place, fresh(&title)).await;
+            subjects.push(Subject { place: number, incident });
+        }
+    }
+    let mut configuration = Configuration::new(&emulator.hello, &places, store);
+    (configuration.defender_every, configuration.sentinel_every) = (Some("2s"), Some("2s"));
+    let mut service = Service::prepare(folder, &configuration);
+    service.resume().await;
+
+    let senders = Senders::new(&service, dice.u64(..));
+    let over = Arc::new(AtomicBool::new(false));
+    let script = tokio::spawn(people(
+        emulator.clone(),
+        places.clone(),
+        analysts,
+        subjects.clone(),
+        senders.clone(),
+        over.clone(),
+        dice.fork(),
+    ));
+    let deaths = Instant::now();
+    for kill in 0..KILLS {
+        // The one wait that is meant to be blind: a kill must not be timed by anything that the service shows.
+        tokio::time::sleep(Duration::from_millis(dice.u64(LIFE_MS))).await;
+        if kill % 3 == 0 {
+            emulator.fault(trouble(&mut dice)).await;
+        }
+        service.kill();
+        // Sometimes it is back at once, sometimes people and senders meet a closed door.
+        if dice.bool() {
+            tokio::time::sleep(Duration::from_millis(dice.u64(50..400))).await;
+        }
+        service.resume().await;
+    }
+    over.store(true, Ordering::SeqCst);
+    let silent = script.await.expect("the script runs to its end");
+    emulator.heal().await;
+    senders.all_answered().await;
+    println!(
+        "{KILLS} kills in {:.1} s, {} deliveries answered 202",
+        deaths.elapsed().as_secs_f64(),
+        senders.inner.accepted.load(Ordering::SeqCst)
+    );
+
+    agree(&emulator, &places, &service).await;
+    // These are older than any watermark and were named by one notification each, so nothing but that notification
+    // can have brought them here.
+    let state = emulator.state().await;
+    assert!(silent.len() >= 5, "the script was too short: {} silent incidents", silent.len());
+    for Subject { place, incident } in &silent {
+        let twin = state.twin(&places[*place], incident);
+        assert!(twin.is_some(), "the hint on {incident} was answered 202 and never served");
+    }
+    nothing_is_parked(&service);
+    quiet(&emulator, &places, &service).await;
+    // Being quiet must not have cost the agreement.
+    agree(&emulator, &places, &service).await;
+}
+
+/// An incident as Defender raises it.
+fn fresh(title: &str) -> Value {
+    json!({
+        "displayName": title, "severity": "medium", "status": "active", "classification": "unknown",
+        "determination": "unknown", "customTags": ["first"], "description": "Something was seen.",
+    })
+}
+
+/// Lost answers and slow ones. The service and the people meet them alike.
+fn trouble(dice: &mut fastrand::Rng) -> Value {
+    let (service, method) = *dice
+        .choice(&[("graph", "PATCH"), ("arm", "PUT"), ("graph", "GET"), ("arm", "GET")])
+        .expect("not empty");
+    let kind = if dice.bool() { "drop-after" } else { "delay" };
+    json!({"service": service, "method": method, "times": dice.u64(1..4), "kind": kind, "delayMs": 700})
+}
+
+/// Edits on both sides until `over`, each Sentinel edit told by a playbook post. Returns the silent incidents: raised
+/// with old times, so that no poll can find them, and told once.
+async fn people(
+    emulator: Arc<Emulator>,
+    places: Vec<Place>,
+    analysts: Vec<Analyst>,
+    subjects: Vec<Subject>,
+    senders: Senders,
+    over: Arc<AtomicBool>,
+    mut dice: fastrand::Rng,
+) -> Vec<Subject> {
+    let mut silent = Vec::new();
+    let mut turn = 0_usize;
+    while !over.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(dice.u64(EDIT_EVERY_MS))).await;
+        turn += 1;
+        if turn.is_multiple_of(8) {
+            let place = dice.usize(..places.len());
+            let mut old = fresh(&format!("Silent {}", silent.len()));
+            old["createdDateTime"] = json!("2026-03-01T08:00:00.5233333Z");
+            old["lastUpdateDateTime"] = json!("2026-03-01T08:00:00.5233333Z");
+            let incident = emulator.raise_in_the_past(&places[place], old).await;
+            senders.graph(&service::graph_body(&places[place], &incident));
+            silent.push(Subject { place, incident });
+            continue;
+        }
+        let subject = &subjects[turn % subjects.len()];
+        let (place, analyst) = (&places[subject.place], &analysts[subject.place]);
+        let twin = emulator.state().await.twin(place, &subject.incident).cloned();
+        let both = dice.u8(..6) == 0;
+        if let Some(twin) = twin
+            && (both || dice.bool())
+        {
+            let name = twin["name"].as_str().expect("ARM names its incidents");
+            let written = analyst.edit_sentinel(name, sentinel_edit(&mut dice, turn)).await;
+            senders.playbook(subject.place, &service::playbook_body(place, "Update", &written));
+            if !both {
+                continue;
+            }
+        }
+        analyst.edit_defender(&subject.incident, defender_edit(&mut dice, turn)).await;
+    }
+    silent
+}
+
+fn defender_edit(dice: &mut fastrand::Rng, turn: usize) -> Value {
+    match dice.u8(..6) {
+        0 => json!({"severity": dice.choice(["low", "medium", "high", "informational"])}),
+        1 => {
+            json!({"assignedTo": dice.choice([json!("omar@contoso.com"), json!("wendy@contoso.com"), Value::Null])})
+        }
+        2 => json!({"customTags": ["first", format!("d{turn}")]}),
+        3 => json!({"displayName": format!("Renamed {turn}")}),
+        4 => json!({
+            "status": "resolved", "classification": "truePositive", "determination": "malware",
+            "resolvingComment": format!("cleaned in turn {turn}"),
+        }),
+        _ => json!({"status": dice.choice(["active", "inProgress"])}),
+    }
+}
+
+fn sentinel_edit(dice: &mut fastrand::Rng, turn: usize) -> Value {
+    match dice.u8(..5) {
+        0 => json!({"severity": dice.choice(["Low", "Medium", "High", "Informational"])}),
+        1 => {
+            let owner = dice.choice(["omar@contoso.com", "wendy@contoso.com"]);
+            json!({"owner": {"userPrincipalName": owner}})
+        }
+        2 => json!({"labels": [{"labelName": "first"}, {"labelName": format!("s{turn}")}]}),
+        3 => json!({
+            "status": "Closed", "classification": "FalsePositive", "classificationReason": "IncorrectAlertLogic",
+            "classificationComment": format!("a test, turn {turn}"),
+        }),
+        _ => json!({
+            "status": dice.choice(["New", "Active"]), "classification": null, "classificationReason": null,
+            "classificationComment": null,
+        }),
+    }
+}
+
+/// Senders that deliver as Logic Apps and Graph do: again and again, with the same delivery id, until they are told
+/// 2xx. Afterwards they never speak of it again.
+#[derive(Clone)]
+struct Senders {
+    inner: Arc<Sending>,
+}
+
+struct Sending {
+    http: reqwest::Client,
+    base: String,
+    run: u64,
+    begun: AtomicU64,
+    accepted: AtomicU64,
+}
+
+impl Senders {
+    fn new(service: &Service, run: u64) -> Self {
+        let (http, base) = (support::client(), service.url(""));
+        let (begun, accepted) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { inner: Arc::new(Sending { http, base, run, begun, accepted }) }
+    }
+
+    fn playbook(&self, place: usize, body: &Value) {
+        let sending = self.inner.clone();
+        let number = sending.begun.fetch_add(1, Ordering::SeqCst);
+        let (id, body) = (format!("msg_{}_{number}", sending.run), body.clone());
+        let url = format!("{}/notify/sentinel/workspace-{place}", sending.base);
+        tokio::spawn(async move {
+            loop {
+                let answer = service::post_playbook(&sending.http, &url, &id, &body).await;
+                if sending.is_done(answer).await {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn graph(&self, body: &Value) {
+        let (sending, body) = (self.inner.clone(), body.clone());
+        sending.begun.fetch_add(1, Ordering::SeqCst);
+        let url = format!("{}/notify/graph", sending.base);
+        tokio::spawn(async move {
+            loop {
+                let answer = sending.http.post(&url).json(&body).send().await;
+                if sending.is_done(answer.map(|answer| answer.status())).await {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn all_answered(&self) {
+        until("every delivery is answered 202", PATIENCE, || async {
+            let begun = self.inner.begun.load(Ordering::SeqCst);
+            let accepted = self.inner.accepted.load(Ordering::SeqCst);
+            if begun == accepted { Ok(()) } else { Err(format!("{accepted} of {begun}")) }
+        })
+        .await;
+    }
+}
+
+impl Sending {
+    async fn is_done(&self, answer: reqwest::Result<StatusCode>) -> bool {
+        match answer {
+            Ok(StatusCode::ACCEPTED) => {
+                self.accepted.fetch_add(1, Ordering::SeqCst);
+                true
+            }
+            // The store was not open yet, or the service died before or after the commit: the sender cannot know.
+            Ok(StatusCode::SERVICE_UNAVAILABLE) | Err(_) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                false
+            }
+            // Counted by `all_answered`, which then says how many are missing.
+            Ok(other) => {
+                eprintln!("a genuine delivery was answered {other}");
+                true
+            }
+        }
+    }
+}
+
+async fn agree(emulator: &Emulator, places: &[Place], service: &Service) {
+    until("both sides say the same", PATIENCE, || async {
+        let state = emulator.state().await;
+        let found: Vec<String> =
+            places.iter().flat_map(|place| in_step::differences(&state, place)).collect();
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{}\nThe service says:\n{}", found.join("\n"), service.log_tail()))
+        }
+    })
+    .await;
+}
+
+fn nothing_is_parked(service: &Service) {
+    let output = service.command(&["parked"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.trim() == "0 parked", "parked rows: {said}");
+}
+
+/// Both pollers of every place come round twice, and nobody has written anything.
+async fn quiet(emulator: &Emulator, places: &[Place], service: &Service) {
+    // What was begun when the sides became equal may still end: wait for a stretch without writes before judging.
+    let start = Instant::now();
+    loop {
+        emulator.forget_calls().await;
+        until("the pollers come round twice", PATIENCE, || async {
+            let calls = emulator.calls_of(CLIENT_ID).await;
+            let rounds =
+                |side: &str| calls.iter().filter(|call| call.service == side && call.is_list()).count();
+            let (graph, arm) = (rounds("graph"), rounds("arm"));
+            if graph.min(arm) >= 2 * places.len() { Ok(()) } else { Err(format!("{graph} and {arm} polls")) }
+        })
+        .await;
+        let calls = emulator.calls_of(CLIENT_ID).await;
+        let writes: Vec<_> = calls.iter().filter(|call| call.is_write()).collect();
+        if writes.is_empty() {
+            return;
+        }
+        assert!(
+            start.elapsed() < PATIENCE / 3,
+            "it goes on writing although both sides are equal: {writes:?}\n{}",
+            service.log_tail()
+        );
+    }
+}
