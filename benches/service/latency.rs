@@ -15,7 +15,8 @@ use crate::{Effort, median, percentile, verdict};
 /// Several tenants, so that the emulator's limit of 50 Graph calls a minute and tenant leaves room for many edits.
 const PLACES: u32 = 4;
 const INCIDENTS_PER_PLACE: usize = 6;
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longer than an idle poller's stretched interval, twice.
+const PATIENCE: Duration = Duration::from_secs(150);
 /// How often arrival is looked for: the resolution of the figures.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 

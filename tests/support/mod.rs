@@ -23,7 +23,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// How often a condition is looked at again.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Looks until the condition answers with a value, and says how long that took. The condition answers `Err` with what
 /// is still missing; that is what the panic shows when patience ends.
