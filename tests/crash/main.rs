@@ -129,9 +129,13 @@ async fn survive(folder: &Path, store: &str, seed: u64) {
     );
 
     agree(&emulator, &places, &service).await;
+    // An agreement on nothing would prove nothing.
+    let state = emulator.state().await;
+    for place in &places {
+        assert!(state.defender(place).len() >= INCIDENTS_PER_PLACE);
+    }
     // These are older than any watermark and were named by one notification each, so nothing but that notification
     // can have brought them here.
-    let state = emulator.state().await;
     assert!(silent.len() >= 5, "the script was too short: {} silent incidents", silent.len());
     for Subject { place, incident } in &silent {
         let twin = state.twin(&places[*place], incident);
@@ -377,4 +381,43 @@ async fn quiet(emulator: &Emulator, places: &[Place], service: &Service) {
             service.log_tail()
         );
     }
+}
+
+/// The judge of all this must itself be able to say no.
+#[test]
+fn every_kind_of_difference_is_seen() {
+    let place = Place::numbered(1);
+    let incident = json!({
+        "id": "1", "displayName": "A", "severity": "high", "status": "resolved", "assignedTo": "Omar@contoso.com",
+        "classification": "truePositive", "determination": "malware", "resolvingComment": "done", "customTags": ["x"],
+    });
+    let twin = json!({"name": "t", "properties": {
+        "title": "A", "severity": "High", "status": "Closed", "owner": {"userPrincipalName": "omar@contoso.com"},
+        "classification": "TruePositive", "classificationReason": "SuspiciousActivity",
+        "classificationComment": "done", "labels": [{"labelName": "X", "labelType": "User"}],
+        "description": "Seen.\n\n--- Lockstep ---\nDefender incident 1\n--- end ---",
+    }});
+    let judged = |twins: &[Value]| {
+        let state = json!({
+            "tenants": {&place.tenant_id: {"incidents": [incident]}},
+            "workspaces": {place.workspace().to_lowercase(): {"incidents": twins}},
+        });
+        in_step::differences(&support::emulator::State(state), &place)
+    };
+    assert_eq!(judged(std::slice::from_ref(&twin)), Vec::<String>::new());
+    for (member, other) in [
+        ("title", json!("B")),
+        ("severity", json!("Low")),
+        ("status", json!("Active")),
+        ("owner", json!({})),
+        ("classification", json!("FalsePositive")),
+        ("classificationComment", json!("not done")),
+        ("labels", json!([])),
+        ("description", json!("Defender incident 11")),
+    ] {
+        let mut changed = twin.clone();
+        changed["properties"][member] = other;
+        assert!(!judged(&[changed]).is_empty(), "{member} may differ unseen");
+    }
+    assert!(!judged(&[]).is_empty() && !judged(&[twin.clone(), twin.clone()]).is_empty());
 }

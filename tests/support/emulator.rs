@@ -106,7 +106,9 @@ impl State {
     fn incidents<'a>(owners: &'a Value, id: &str) -> &'a [Value] {
         let owners = owners.as_object().expect("the state is an object of owners");
         let owner = owners.iter().find(|(owner, _)| owner.eq_ignore_ascii_case(id));
-        owner.and_then(|(_, owner)| owner["incidents"].as_array()).map_or(&[], Vec::as_slice)
+        // A place that the state does not know would be in step for nothing.
+        let (_, owner) = owner.unwrap_or_else(|| panic!("the state does not know {id}"));
+        owner["incidents"].as_array().map_or(&[], Vec::as_slice)
     }
 
     /// One Defender incident.

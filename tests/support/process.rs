@@ -50,13 +50,7 @@ impl Process {
     }
 
     fn spawn(mut command: Command, log: &Path) -> Self {
-        // The surroundings of the test must not configure the program.
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("LOCKSTEP_")) {
-                command.env_remove(name);
-            }
-        }
-        command.stdin(Stdio::null()).stderr(append(log));
+        unconfigured(&mut command).stdin(Stdio::null()).stderr(append(log));
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         Self { child, log: log.to_owned() }
     }
@@ -103,6 +97,16 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The surroundings of the test must not configure the program.
+pub(crate) fn unconfigured(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("LOCKSTEP_")) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// The last lines of a log.

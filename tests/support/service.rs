@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::emulator::{Hello, Place};
-use super::process::{PROGRAM, Process, log_tail};
+use super::process::{PROGRAM, Process, log_tail, unconfigured};
 
 /// The application that the service signs in as.
 pub(crate) const CLIENT_ID: &str = "10c457e9-0000-4000-8000-000000000001";
@@ -56,7 +56,7 @@ pub(crate) struct Configuration<'a> {
     /// For example `10s`; `None` leaves the product's default.
     pub(crate) defender_every: Option<&'a str>,
     pub(crate) sentinel_every: Option<&'a str>,
-    /// Appended as it stands.
+    /// Appended as it stands, in the table `[poll]` until it opens another.
     pub(crate) more: &'a str,
 }
 
@@ -179,7 +179,7 @@ impl Service {
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(PROGRAM);
         command.args(arguments).arg("--config").arg(&self.config);
-        command.output().expect("the program can be started")
+        unconfigured(&mut command).output().expect("the program can be started")
     }
 
     /// GET, as text; the status is the caller's to judge.
