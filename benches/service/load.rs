@@ -64,6 +64,8 @@ impl Door {
                     "type": "Microsoft.SecurityInsights/Incidents",
                     "properties": {
                         "title": "Suspicious sign-in from unusual location", "severity": "Medium", "status": "New",
+                        "description": "A sign-in from a location not seen before for this user, from a device not \
+                                        seen before, minutes after one from his usual place.",
                         "lastModifiedTimeUtc": "2026-03-04T10:22:10.7833333Z", "incidentNumber": 4211,
                         "providerName": "Azure Sentinel", "labels": [],
                     },
@@ -72,7 +74,7 @@ impl Door {
             }
             Door::Graph => {
                 let mut body = service::graph_body(place, SPOT);
-                body["value"][0]["pad"] = json!("x".repeat(480));
+                body["value"][0]["pad"] = json!("x".repeat(559));
                 body.to_string()
             }
         }
