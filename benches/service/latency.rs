@@ -37,6 +37,8 @@ struct Stage {
     edits: u64,
     defender_every: Duration,
     sentinel_every: Duration,
+    /// How often the pollers come round before all is taken to be quiet.
+    rounds: usize,
     /// 429 answers so far.
     throttled: usize,
 }
@@ -124,8 +126,8 @@ impl Stage {
         let mut configuration = Configuration::new(&emulator.hello, &places, &store);
         let mut every = (Duration::from_secs(10), Duration::from_secs(15));
         if effort.quick {
-            every = (Duration::from_secs(2), Duration::from_secs(3));
-            (configuration.defender_every, configuration.sentinel_every) = (Some("2s"), Some("3s"));
+            every = (Duration::from_secs(2), Duration::from_secs(1));
+            (configuration.defender_every, configuration.sentinel_every) = (Some("2s"), Some("1s"));
         }
         let service = Service::start(folder, &configuration).await;
         let mut stage = Self {
@@ -137,6 +139,7 @@ impl Stage {
             edits: 0,
             defender_every: every.0,
             sentinel_every: every.1,
+            rounds: effort.samples(2, 1),
             throttled: 0,
         };
         stage.wait_until_in_step().await;
@@ -160,15 +163,15 @@ impl Stage {
         .await;
     }
 
-    /// Waits until every poller has come round twice since now, so that every echo has been heard, then counts what the
+    /// Waits until every poller has come round (twice, unless in haste) since now, so that every echo has been heard, then counts what the
     /// service called since the last time and forgets it. Polls are left out.
     async fn settle(&mut self) -> usize {
         let before = self.emulator.calls_of(CLIENT_ID).await;
         let rounds = |calls: &[Call], side: &str| {
             calls.iter().filter(|call| call.service == side && call.is_list()).count()
         };
-        let enough = 2 * self.places.len();
-        until("the pollers come round twice", PATIENCE, || async {
+        let enough = self.rounds * self.places.len();
+        until("the pollers come round", PATIENCE, || async {
             let calls = self.emulator.calls_of(CLIENT_ID).await;
             let more = |side: &str| rounds(&calls, side) - rounds(&before, side);
             if more("graph") >= enough && more("arm") >= enough { Ok(()) } else { Err("not yet".to_owned()) }
