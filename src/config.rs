@@ -15,6 +15,8 @@ use toml::de::{DeTable, DeValue};
 use url::{Host, Url};
 use uuid::Uuid;
 
+use crate::domain::cloud::Cloud;
+use crate::domain::model::workspace_id;
 use crate::domain::policy::{Direction, Field, Policy, Winner};
 use crate::domain::signature::Secret;
 
@@ -24,6 +26,14 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("LOCKSTEP_PUBLIC_URL", "server.public_url: where the senders of notifications reach the service"),
     ("LOCKSTEP_STORE_URL", "store.url: sqlite://FILE or postgres://…"),
     ("LOCKSTEP_LOG", "log.level: a level such as info, or a filter such as lockstep=debug,warn"),
+];
+
+/// The clouds under their names.
+const CLOUDS: &[(&str, Cloud)] = &[
+    ("global", Cloud::Global),
+    ("us-gov-high", Cloud::UsGovHigh),
+    ("us-dod", Cloud::UsDod),
+    ("china", Cloud::China),
 ];
 
 /// The whole configuration.
@@ -56,56 +66,6 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Where senders reach it.
     pub public_url: Option<Url>,
-}
-
-/// Which of Microsoft's clouds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cloud {
-    /// The public one, US GCC included.
-    Global,
-    /// US Government GCC High (L4).
-    UsGovHigh,
-    /// US Government DoD (L5).
-    UsDod,
-    /// China, operated by 21Vianet: workspaces only, since Graph has no incidents there.
-    China,
-}
-
-impl Cloud {
-    const NAMES: &'static [(&'static str, Cloud)] = &[
-        ("global", Cloud::Global),
-        ("us-gov-high", Cloud::UsGovHigh),
-        ("us-dod", Cloud::UsDod),
-        ("china", Cloud::China),
-    ];
-
-    /// The token host.
-    pub const fn login_url(self) -> &'static str {
-        match self {
-            Cloud::Global => "https://login.microsoftonline.com",
-            Cloud::UsGovHigh | Cloud::UsDod => "https://login.microsoftonline.us",
-            Cloud::China => "https://login.partner.microsoftonline.cn",
-        }
-    }
-
-    /// The Graph host.
-    pub const fn graph_url(self) -> &'static str {
-        match self {
-            Cloud::Global => "https://graph.microsoft.com",
-            Cloud::UsGovHigh => "https://graph.microsoft.us",
-            Cloud::UsDod => "https://dod-graph.microsoft.us",
-            Cloud::China => "https://microsoftgraph.chinacloudapi.cn",
-        }
-    }
-
-    /// The Azure Resource Manager host.
-    pub const fn arm_url(self) -> &'static str {
-        match self {
-            Cloud::Global => "https://management.azure.com",
-            Cloud::UsGovHigh | Cloud::UsDod => "https://management.usgovcloudapi.net",
-            Cloud::China => "https://management.chinacloudapi.cn",
-        }
-    }
 }
 
 /// An Entra tenant and our registration in it.
@@ -153,11 +113,7 @@ pub struct Workspace {
 impl Workspace {
     /// The resource id, in lower case: the scope of everything that is stored about the workspace.
     pub fn resource_id(&self) -> String {
-        format!(
-            "/subscriptions/{}/resourcegroups/{}/providers/microsoft.operationalinsights/workspaces/{}",
-            self.subscription_id, self.resource_group, self.workspace_name
-        )
-        .to_lowercase()
+        workspace_id(&self.subscription_id, &self.resource_group, &self.workspace_name)
     }
 }
 
@@ -187,7 +143,7 @@ pub struct Poll {
     pub overlap: Duration,
     /// How far the first poll looks back.
     pub backfill: Duration,
-    /// The longest interval that a quiet tenant or workspace is stretched to.
+    /// The longest interval that a quiet tenant or workspace is stretched to; zero, the default, stretches nothing.
     pub stretch: Duration,
 }
 
@@ -430,7 +386,7 @@ impl Reader<'_> {
                 break;
             }
         }
-        let cloud = self.word(node, "cloud", Cloud::NAMES, Cloud::Global);
+        let cloud = self.word(node, "cloud", CLOUDS, Cloud::Global);
         let mut url = |key: &str, default: Option<&str>| {
             let text = self.text(node, key).or(default.map(str::to_owned))?;
             self.web(node, key, &text)
@@ -577,9 +533,9 @@ impl Reader<'_> {
             defender_every: span("defender_every", 10 * SECOND, tenth, DAY),
             sentinel_every: span("sentinel_every", 15 * SECOND, tenth, DAY),
             sweep_every: span("sweep_every", DAY / 4, SECOND, 30 * DAY),
-            overlap: span("overlap", 120 * SECOND, Duration::ZERO, DAY),
-            backfill: span("backfill", DAY, Duration::ZERO, 180 * DAY),
-            stretch: span("stretch", 60 * SECOND, tenth, DAY),
+            overlap: span("overlap", 300 * SECOND, Duration::ZERO, DAY),
+            backfill: span("backfill", 7 * DAY, Duration::ZERO, 180 * DAY),
+            stretch: span("stretch", Duration::ZERO, Duration::ZERO, DAY),
         }
     }
 

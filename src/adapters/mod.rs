@@ -4,7 +4,6 @@
 pub mod budget;
 pub mod call;
 pub mod clock;
-pub mod cloud;
 pub mod entra;
 pub mod gate;
 pub mod graph;

@@ -1,6 +1,7 @@
 //! The reason the program exists: the record, the mapping, the three-way merge, the plan, the retry rule.
 //! Pure: it never awaits, never asks the time, never rolls dice, and imports nothing of ours.
 
+pub mod cloud;
 pub mod failure;
 pub mod mapping;
 pub mod merge;

@@ -61,11 +61,7 @@ pub struct SentinelSettings {
 impl SentinelSettings {
     /// The workspace's resource id in lower case, as links and subjects know it.
     pub fn workspace(&self) -> String {
-        format!(
-            "/subscriptions/{}/resourcegroups/{}/providers/microsoft.operationalinsights/workspaces/{}",
-            self.subscription_id, self.resource_group, self.workspace_name
-        )
-        .to_lowercase()
+        crate::domain::model::workspace_id(&self.subscription_id, &self.resource_group, &self.workspace_name)
     }
 }
 
