@@ -101,6 +101,9 @@ impl Report {
     }
 }
 
+/// Who wants to see every plan that is about to be carried out, before it is.
+pub type Watch = Arc<dyn Fn(&LinkKey, &Plan) + Send + Sync>;
+
 /// Runs links. Holds nothing between two runs.
 #[derive(Clone)]
 pub struct Reconciler {
@@ -110,6 +113,8 @@ pub struct Reconciler {
     pub clock: Arc<dyn Clock>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Who watches, if anybody does.
+    pub watch: Option<Watch>,
 }
 
 /// What the reads came to.
@@ -262,11 +267,34 @@ impl Reconciler {
         run.state = announce(&seen, &planned);
         let lines = self.announcement(run, &before, &seen, &planned).await?;
         self.save(run, None, &lines).await?;
+        if let Some(watch) = &self.watch {
+            watch(run.key, &planned);
+        }
         match self.carry_out(run, &before, &planned).await? {
             Carried::Landed(landed) => Ok(Ok(self.agree(run, &seen, &planned, *landed).await?)),
             Carried::Held(reason) => Ok(Ok(Report::of(End::Held(reason)))),
             Carried::InProgressRefused(failure) => Ok(Err(failure)),
         }
+    }
+
+    /// What would be written to bring one incident in step, and why. Reads both sides; writes nothing anywhere.
+    pub async fn look(&self, route: &Route, key: &LinkKey) -> Result<Plan, Failure> {
+        let stored = self.store.link(key).await.map_err(store_failure)?;
+        let (sentinel_id, state) = match stored {
+            Some(link) => {
+                let state = serde_json::from_str(&link.state).map_err(|error| Failure {
+                    code: "corrupt-link".into(),
+                    ..ours(Class::Permanent, format!("the stored state of the link does not read: {error}"))
+                })?;
+                (link.sentinel_id, state)
+            }
+            None => (twin_id(key), LinkState::default()),
+        };
+        let mut policy = route.policy.clone();
+        policy.in_progress_writable &= !self.in_progress_refused(&key.tenant_id).await?;
+        let sentinel = route.sentinel.incident(&sentinel_id).await?;
+        let defender = route.defender.incident(&key.incident_id).await?;
+        Ok(plan(&Snapshot { key: key.clone(), state, defender, sentinel }, &policy))
     }
 
     fn defender_first(&self, run: &Run<'_>, second: bool) -> bool {

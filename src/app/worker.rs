@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::metrics::Metrics;
-use crate::app::reconcile::{Cause, End, FENCE_FOR, Reconciler, Report, fence_name};
+use crate::app::reconcile::{Cause, End, FENCE_FOR, Reconciler, Report, Watch, fence_name};
 use crate::app::routes::{Route, Routes};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{LinkKey, Side};
@@ -77,8 +77,10 @@ impl Worker {
         dice: Arc<dyn Dice>,
         metrics: Metrics,
         workers: usize,
+        watch: Option<Watch>,
     ) -> Arc<Self> {
-        let reconciler = Reconciler { store: store.clone(), clock: clock.clone(), metrics: metrics.clone() };
+        let reconciler =
+            Reconciler { store: store.clone(), clock: clock.clone(), metrics: metrics.clone(), watch };
         let slots = Arc::new(Slots { most: (workers / 2).max(1), busy: Mutex::default() });
         Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers: workers.max(1), slots })
     }

@@ -103,6 +103,7 @@ impl World {
             Arc::new(self.shared.clone()),
             metrics.clone(),
             self.workers,
+            None,
         );
         let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
         let mut tasks = vec![spawn(worker.clone().run(wake.clone(), stop.clone()))];
