@@ -14,3 +14,5 @@ pub mod telemetry;
 
 #[cfg(feature = "emulator")]
 pub mod emulator;
+
+pub mod cli;

@@ -1,6 +1,8 @@
 //! Log lines and metrics: set up once, in one place. Lines go to standard error, since standard output belongs to the
 //! commands; nothing here or elsewhere writes a secret, a token or a body.
 
+use std::io::IsTerminal as _;
+
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -16,7 +18,10 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub fn start(log: &Log) {
     // The configuration has tried the filter already; a filter from elsewhere falls back to the usual level.
     let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let _ = match log.format {
         LogFormat::Text => lines.finish().try_init(),
         LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),

@@ -49,14 +49,7 @@ async fn serve(
     answered(Service::Arm, answer, &ids)
 }
 
-fn answer(
-    shared: &Shared,
-    caller: &Caller,
-    stale: bool,
-    method: &Method,
-    uri: &Uri,
-    body: &Bytes,
-) -> Answer {
+fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &Uri, body: &Bytes) -> Answer {
     let options = options(uri.query());
     let version = options.iter().find(|(name, _)| name == "api-version").map(|(_, value)| value.clone());
     let Some(version) = version.filter(|version| !version.is_empty()) else {

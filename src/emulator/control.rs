@@ -231,9 +231,9 @@ async fn tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         };
         let life = match order.get("expiresIn") {
             None | Some(Value::Null) => super::entra::TOKEN_LIFE,
-            Some(value) => {
-                value.as_i64().ok_or_else(|| wrong("expiresIn is a whole number of seconds; below 0 is expired"))?
-            }
+            Some(value) => value
+                .as_i64()
+                .ok_or_else(|| wrong("expiresIn is a whole number of seconds; below 0 is expired"))?,
         };
         let user = match order.get("user") {
             None | Some(Value::Null) => None,

@@ -65,9 +65,13 @@ impl Signer {
     /// Makes a key.
     pub(crate) fn new() -> anyhow::Result<Self> {
         let pair = KeyPair::generate(KeySize::Rsa2048).ok().context("no RSA key could be made")?;
-        let der = AsDer::<aws_lc_rs::encoding::Pkcs8V1Der<'_>>::as_der(&pair).ok().context("the key has no form")?;
-        // jsonwebtoken's aws-lc back end takes both forms; PKCS#8 is what this library gives.
-        let encoding = EncodingKey::from_rsa_der(der.as_ref());
+        let der = AsDer::<aws_lc_rs::encoding::Pkcs8V1Der<'_>>::as_der(&pair)
+            .ok()
+            .context("the key has no form")?;
+        // PKCS#8 is what this library gives; the token library reads it as PEM only.
+        let begin = "-----BEGIN PRIVATE KEY-----";
+        let pem = format!("{begin}\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der.as_ref()));
+        let encoding = EncodingKey::from_rsa_pem(pem.as_bytes())?;
         let public = pair.public_key();
         let modulus = URL_SAFE_NO_PAD.encode(public.modulus().big_endian_without_leading_zero());
         let exponent = URL_SAFE_NO_PAD.encode(public.exponent().big_endian_without_leading_zero());
@@ -290,16 +294,13 @@ async fn keys(State(shared): State<Arc<Shared>>) -> Json<Value> {
 /// Which hosts belong together: Microsoft's libraries ask before they trust an authority.
 async fn instance(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
     let asked = options(uri.query());
-    let endpoint = asked.iter().find(|(name, _)| name == "authorization_endpoint").map(|(_, value)| value.as_str());
-    let Some(tenant) = endpoint.and_then(|url| url::Url::parse(url).ok()).and_then(|url| {
-        url.path_segments().and_then(|mut segments| segments.next().map(str::to_owned))
-    }) else {
-        return refused(
-            StatusCode::BAD_REQUEST,
-            "invalid_instance",
-            50_049,
-            "Unknown or invalid instance.",
-        );
+    let endpoint =
+        asked.iter().find(|(name, _)| name == "authorization_endpoint").map(|(_, value)| value.as_str());
+    let Some(tenant) = endpoint
+        .and_then(|url| url::Url::parse(url).ok())
+        .and_then(|url| url.path_segments().and_then(|mut segments| segments.next().map(str::to_owned)))
+    else {
+        return refused(StatusCode::BAD_REQUEST, "invalid_instance", 50_049, "Unknown or invalid instance.");
     };
     let login = &shared.hello.login;
     let host = login.split("://").nth(1).unwrap_or(login);

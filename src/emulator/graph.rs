@@ -79,7 +79,9 @@ impl Asked {
         let moment = Moment { now, caller: &self.caller, switches };
         let answer = match tenants.get_mut(&self.caller.tenant_id) {
             Some(tenant) => operation(tenant, people, &self.query, &moment),
-            None => Err(Refusal::new(401, "InvalidAuthenticationToken", "The tenant of the token is unknown.")),
+            None => {
+                Err(Refusal::new(401, "InvalidAuthenticationToken", "The tenant of the token is unknown."))
+            }
         };
         drop(world);
         answered(Service::Graph, answer, &self.ids)
@@ -165,9 +167,8 @@ async fn subscription(asked: Asked, Path(id): Path<String>) -> Response {
 }
 
 async fn renew(asked: Asked, Path(id): Path<String>, body: Bytes) -> Response {
-    asked.answer_body(&body, |tenant, body, query, moment| {
-        tenant.renew_subscription(&id, body, query, moment)
-    })
+    asked
+        .answer_body(&body, |tenant, body, query, moment| tenant.renew_subscription(&id, body, query, moment))
 }
 
 async fn unsubscribe(asked: Asked, Path(id): Path<String>) -> Response {
@@ -192,7 +193,9 @@ async fn subscribe(asked: Asked, body: Bytes) -> Response {
         let moment = Moment { now, caller: &asked.caller, switches: &world.switches };
         match world.tenants.get(&asked.caller.tenant_id) {
             Some(tenant) => tenant.check_subscription(&body, &moment),
-            None => Err(Refusal::new(401, "InvalidAuthenticationToken", "The tenant of the token is unknown.")),
+            None => {
+                Err(Refusal::new(401, "InvalidAuthenticationToken", "The tenant of the token is unknown."))
+            }
         }
     };
     let subscription = match checked {

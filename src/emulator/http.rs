@@ -152,7 +152,8 @@ impl futures_core::Stream for Broken {
 
 fn authenticate(shared: &Shared, service: Service, headers: &HeaderMap) -> Result<Caller, Refusal> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let Some(token) = bearer.and_then(|text| text.strip_prefix("Bearer ").or(text.strip_prefix("bearer "))) else {
+    let Some(token) = bearer.and_then(|text| text.strip_prefix("Bearer ").or(text.strip_prefix("bearer ")))
+    else {
         return Err(match service {
             Service::Arm => Refusal::new(
                 401,
@@ -187,11 +188,9 @@ fn authenticate(shared: &Shared, service: Service, headers: &HeaderMap) -> Resul
         (Service::Arm, why) => {
             Refusal::new(401, "InvalidAuthenticationToken", format!("The access token is invalid: {why}."))
         }
-        (_, "expired") => Refusal::new(
-            401,
-            "InvalidAuthenticationToken",
-            "Access token has expired or is not yet valid.",
-        ),
+        (_, "expired") => {
+            Refusal::new(401, "InvalidAuthenticationToken", "Access token has expired or is not yet valid.")
+        }
         (_, "audience") => Refusal::new(401, "InvalidAuthenticationToken", "Invalid audience."),
         (_, _) => Refusal::new(401, "InvalidAuthenticationToken", "Access token validation failure."),
     })
@@ -207,7 +206,9 @@ fn charge(
 ) -> Result<Option<(Purse, u32)>, f64> {
     let path = target.to_lowercase();
     let (purse, owner) = match service {
-        Service::Graph if path.contains("/security/incidents") => (Purse::GraphIncidents, caller.tenant_id.clone()),
+        Service::Graph if path.contains("/security/incidents") => {
+            (Purse::GraphIncidents, caller.tenant_id.clone())
+        }
         Service::Graph if path.contains("/security/alerts") => (Purse::GraphAlerts, caller.tenant_id.clone()),
         Service::Arm => {
             let subscription = path.split('/').nth(2).unwrap_or_default().to_owned();
@@ -315,8 +316,9 @@ pub(super) fn answered(service: Service, answer: Answer, ids: &Ids) -> Response 
 
 /// A body that must be JSON.
 pub(super) fn json_body(body: &Bytes) -> Result<Value, Refusal> {
-    serde_json::from_slice(body)
-        .map_err(|error| Refusal::new(400, "BadRequest", format!("Unable to read JSON request payload: {error}")))
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::new(400, "BadRequest", format!("Unable to read JSON request payload: {error}"))
+    })
 }
 
 /// The decoded query options: names in lower case.
@@ -330,7 +332,9 @@ fn unauthorized(service: Service, refusal: &Refusal, ids: &Ids) -> Response {
     let mut response = refused(service, refusal, ids);
     let challenge = match service {
         Service::Arm => "Bearer authorization_uri=\"https://login.windows.net/\", error=\"invalid_token\"",
-        _ => "Bearer realm=\"\", authorization_uri=\"https://login.microsoftonline.com/common/oauth2/authorize\"",
+        _ => {
+            "Bearer realm=\"\", authorization_uri=\"https://login.microsoftonline.com/common/oauth2/authorize\""
+        }
     };
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     response
@@ -341,7 +345,11 @@ fn throttled(shared: &Shared, service: Service, wait: f64, ids: &Ids) -> Respons
         let world = shared.world();
         match service {
             Service::Arm => (
-                Refusal::new(429, "SubscriptionRequestsThrottled", "Number of requests exceeded the limit. Please retry."),
+                Refusal::new(
+                    429,
+                    "SubscriptionRequestsThrottled",
+                    "Number of requests exceeded the limit. Please retry.",
+                ),
                 world.switches.is("armRetryAfter", "seconds"),
                 false,
             ),
@@ -365,12 +373,15 @@ fn throttled(shared: &Shared, service: Service, wait: f64, ids: &Ids) -> Respons
 fn ordered_status(service: Service, fault: &Fault, ids: &Ids) -> Response {
     let (code, message) = match (service, fault.status) {
         (Service::Arm, 401) => ("ExpiredAuthenticationToken", "The access token has expired."),
-        (Service::Arm, 403) => ("AuthorizationFailed", "The client does not have authorization to perform this action."),
+        (Service::Arm, 403) => {
+            ("AuthorizationFailed", "The client does not have authorization to perform this action.")
+        }
         (Service::Arm, 404) => ("ResourceNotFound", "The resource was not found."),
         (_, 401) => ("InvalidAuthenticationToken", "Access token has expired or is not yet valid."),
-        (_, 403) => {
-            ("Forbidden", "Missing application roles. API required roles: SecurityIncident.ReadWrite.All, application roles: .")
-        }
+        (_, 403) => (
+            "Forbidden",
+            "Missing application roles. API required roles: SecurityIncident.ReadWrite.All, application roles: .",
+        ),
         (_, 404) => ("NotFound", "The item was not found."),
         (_, 409) => ("Conflict", "Newer version of resource exists. Data was not saved"),
         (_, 429) => ("TooManyRequests", "Please retry again later."),
@@ -387,6 +398,7 @@ fn ordered_status(service: Service, fault: &Fault, ids: &Ids) -> Response {
 
 fn html(fault: &Fault) -> Response {
     let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let page = "<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>\r\n";
+    let page =
+        "<html><head><title>502 Bad Gateway</title></head><body><h1>Bad Gateway</h1></body></html>\r\n";
     (status, [(header::CONTENT_TYPE, "text/html")], page).into_response()
 }

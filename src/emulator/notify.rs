@@ -57,9 +57,10 @@ impl Playbooks {
         let text = |name: &str| order[name].as_str().filter(|text| !text.is_empty());
         let named = text("workspace").ok_or("workspace is missing: a name or a resource id")?;
         let lower = named.trim_end_matches('/').to_lowercase();
-        let found = world.workspaces.iter().find(|(key, workspace)| {
-            **key == lower || workspace.workspace_name.eq_ignore_ascii_case(named)
-        });
+        let found = world
+            .workspaces
+            .iter()
+            .find(|(key, workspace)| **key == lower || workspace.workspace_name.eq_ignore_ascii_case(named));
         let (key, workspace) = found.ok_or_else(|| format!("workspace: there is none called {named:?}"))?;
         let url = text("url").ok_or("url is missing: where the playbook posts to")?;
         let parsed = url::Url::parse(url).map_err(|error| format!("url is no URL: {error}"))?;
@@ -116,7 +117,8 @@ pub(super) fn send(shared: &Arc<Shared>) {
     }
     for (playbook, id, body) in playbooks {
         let id = format!("msg_{}", id.simple());
-        let delivery = Delivery { url: playbook.url, body, signed: Some((playbook.secret, id)), waits: &RETRIES };
+        let delivery =
+            Delivery { url: playbook.url, body, signed: Some((playbook.secret, id)), waits: &RETRIES };
         tokio::spawn(deliver(Arc::clone(shared), delivery));
     }
     for (url, body) in posts {

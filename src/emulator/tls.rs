@@ -12,7 +12,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// Makes both, and writes the authority's certificate to `ca.pem` in the folder.
 pub(super) fn certificates(folder: &Path) -> anyhow::Result<Arc<rustls::ServerConfig>> {
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let now = time::OffsetDateTime::now_utc();
     let (from, until) = (now - time::Duration::days(1), now + time::Duration::days(30));
 

@@ -105,7 +105,8 @@ const WRITABLE: [&str; 10] = [
     "resolvingComment",
     "customTags",
 ];
-const ALERT_WRITABLE: [&str; 5] = ["status", "classification", "determination", "assignedTo", "customDetails"];
+const ALERT_WRITABLE: [&str; 5] =
+    ["status", "classification", "determination", "assignedTo", "customDetails"];
 const FILTERABLE: [&str; 7] = [
     "lastUpdateDateTime",
     "createdDateTime",
@@ -274,7 +275,8 @@ pub fn format_instant(at: OffsetDateTime) -> String {
 
 /// The person behind a user principal name. Everybody exists, with an id derived from tenant and name.
 pub fn person(tenant_id: &str, upn: &str) -> Person {
-    let id = Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("person:{tenant_id}:{}", upn.to_lowercase()).as_bytes());
+    let id =
+        Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("person:{tenant_id}:{}", upn.to_lowercase()).as_bytes());
     let local = upn.split('@').next().unwrap_or(upn);
     let display_name = local
         .split(['.', '-', '_'])
@@ -485,7 +487,8 @@ impl Tenant {
             }
         }
         let stamp = self.stamp(moment.now, false);
-        let tags: Vec<Value> = self.incidents[source].now["customTags"].as_array().cloned().unwrap_or_default();
+        let tags: Vec<Value> =
+            self.incidents[source].now["customTags"].as_array().cloned().unwrap_or_default();
         for kept in self.alerts.values_mut().filter(|kept| kept.now["incidentId"] == source) {
             kept.before = Some(kept.now.clone());
             kept.now["incidentId"] = json!(target);
@@ -494,7 +497,8 @@ impl Tenant {
         self.touch(source, &stamp);
         let second = self.stamp(moment.now, false);
         self.touch(target, &second);
-        let list = if moment.switches.is("redirectedTag", "customTags") { "customTags" } else { "systemTags" };
+        let list =
+            if moment.switches.is("redirectedTag", "customTags") { "customTags" } else { "systemTags" };
         if let Some(kept) = self.incidents.get_mut(source) {
             kept.now["status"] = json!("redirected");
             kept.now["redirectIncidentId"] = json!(target);
@@ -503,7 +507,9 @@ impl Tenant {
                 list.push(json!("Redirected"));
             }
         }
-        if let Some(list) = self.incidents.get_mut(target).and_then(|kept| kept.now["customTags"].as_array_mut()) {
+        if let Some(list) =
+            self.incidents.get_mut(target).and_then(|kept| kept.now["customTags"].as_array_mut())
+        {
             for tag in tags {
                 if !list.contains(&tag) {
                     list.push(tag);
@@ -515,7 +521,8 @@ impl Tenant {
 
     /// Everything, for `GET /state`.
     pub fn describe(&self) -> Value {
-        let all = |kept: &BTreeMap<String, Kept>| kept.values().map(|kept| kept.now.clone()).collect::<Vec<_>>();
+        let all =
+            |kept: &BTreeMap<String, Kept>| kept.values().map(|kept| kept.now.clone()).collect::<Vec<_>>();
         json!({
             "incidents": all(&self.incidents),
             "alerts": all(&self.alerts),
@@ -538,7 +545,9 @@ impl Tenant {
                     )));
                 }
                 name if name.starts_with('$') => {
-                    return Err(bad(format!("The query option '{name}' is not supported on this collection.")));
+                    return Err(bad(format!(
+                        "The query option '{name}' is not supported on this collection."
+                    )));
                 }
                 _ => {}
             }
@@ -551,8 +560,9 @@ impl Tenant {
         let top = match query.get("$top") {
             None => default,
             Some(text) => {
-                let top: usize =
-                    text.parse().map_err(|_| bad(format!("Invalid value '{text}' for $top query option found.")))?;
+                let top: usize = text
+                    .parse()
+                    .map_err(|_| bad(format!("Invalid value '{text}' for $top query option found.")))?;
                 if top > TOP_CEILING {
                     return Err(bad(format!(
                         "The query specified in the URI is not valid. The limit of '50' for Top query has been \
@@ -689,7 +699,9 @@ impl Tenant {
     pub fn patch_incident(&mut self, id: &str, body: &Value, query: &Query, moment: &Moment<'_>) -> Answer {
         let kept = self.incidents.get(id).ok_or_else(|| incident_missing(id))?;
         if kept.now["status"] == "redirected" && moment.switches.is("redirectedWritable", "off") {
-            return Err(bad(format!("Incident {id} was merged into another incident and cannot be updated.")));
+            return Err(bad(format!(
+                "Incident {id} was merged into another incident and cannot be updated."
+            )));
         }
         let changes = checked(body, &WRITABLE, "incident")?;
         let mut next = kept.now.clone();
@@ -788,7 +800,9 @@ impl Tenant {
             (self.incidents.get_mut(id).ok_or_else(|| incident_missing(id))?, "security/incidents")
         };
         if kept.now["status"] == "redirected" && moment.switches.is("redirectedWritable", "off") {
-            return Err(bad(format!("Incident {id} was merged into another incident and cannot be updated.")));
+            return Err(bad(format!(
+                "Incident {id} was merged into another incident and cannot be updated."
+            )));
         }
         kept.before = Some(kept.now.clone());
         if !kept.now["comments"].is_array() {
@@ -917,7 +931,8 @@ impl Tenant {
         self.expire(moment.now);
         let found = self.subscriptions.get_mut(id).ok_or_else(|| subscription_missing(id))?;
         if let Some(text) = body["expirationDateTime"].as_str() {
-            let expires = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| bad("expirationDateTime is no instant."))?;
+            let expires = OffsetDateTime::parse(text, &Rfc3339)
+                .map_err(|_| bad("expirationDateTime is no instant."))?;
             found["expirationDateTime"] = json!(format_instant(bounded(expires, moment.now)?));
         }
         if let Some(url) = body["notificationUrl"].as_str() {
@@ -944,7 +959,9 @@ impl Tenant {
         let tenant = self.id.clone();
         let Touched { incident, change } = touched;
         let wanted = |subscription: &&Value| {
-            subscription["changeType"].as_str().is_some_and(|kinds| kinds.split(',').any(|kind| kind.trim() == *change))
+            subscription["changeType"]
+                .as_str()
+                .is_some_and(|kinds| kinds.split(',').any(|kind| kind.trim() == *change))
         };
         let notification = |subscription: &Value| {
             let item = json!({
@@ -1005,7 +1022,9 @@ fn checked(body: &Value, writable: &[&str], kind: &str) -> Result<Vec<(String, V
             continue;
         }
         if !writable.contains(&name.as_str()) {
-            return Err(bad(format!("The property '{name}' of microsoft.graph.security.{kind} cannot be updated.")));
+            return Err(bad(format!(
+                "The property '{name}' of microsoft.graph.security.{kind} cannot be updated."
+            )));
         }
         changes.push((name.clone(), value.clone()));
     }
@@ -1073,11 +1092,14 @@ fn spell(value: &mut Value, unknown_members: bool, pascal: bool) {
                     spell(value, unknown_members, pascal);
                     continue;
                 };
-                let gated = GATED.iter().any(|(member, words)| member == name && words.contains(&text.as_str()));
+                let gated =
+                    GATED.iter().any(|(member, words)| member == name && words.contains(&text.as_str()));
                 if gated && !unknown_members {
                     *text = "unknownFutureValue".to_owned();
                 }
-                if pascal && ["status", "classification", "determination", "severity"].contains(&name.as_str()) {
+                if pascal
+                    && ["status", "classification", "determination", "severity"].contains(&name.as_str())
+                {
                     let mut chars = text.chars();
                     *text = chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect());
                 }
@@ -1131,10 +1153,14 @@ mod tests {
         let moment = Moment { now: EPOCH, caller: &caller, switches: &switches };
         let mut tenant = Tenant::new("t");
         for number in 0..120 {
-            let incident = json!({"id": number.to_string(), "severity": if number % 2 == 0 { "high" } else { "low" }});
+            let incident =
+                json!({"id": number.to_string(), "severity": if number % 2 == 0 { "high" } else { "low" }});
             tenant.put_incident(&incident, false, EPOCH).expect("good");
         }
-        let mut options = vec![("$top".to_owned(), "50".to_owned()), ("$filter".to_owned(), "severity eq 'high'".to_owned())];
+        let mut options = vec![
+            ("$top".to_owned(), "50".to_owned()),
+            ("$filter".to_owned(), "severity eq 'high'".to_owned()),
+        ];
         let mut seen = Vec::new();
         loop {
             let (_, page) = tenant
@@ -1165,9 +1191,13 @@ mod tests {
         let body = json!({"customTags": ["b"], "assignedTo": null, "status": "InProgress"});
         let (_, after) = tenant.patch_incident("1", &body, &query(&[]), &moment).expect("taken");
         assert_eq!((&after["customTags"], &after["assignedTo"]), (&json!(["b"]), &Value::Null));
-        assert_eq!((&after["status"], &after["lastModifiedBy"]), (&json!("inProgress"), &json!("API-App:app")));
+        assert_eq!(
+            (&after["status"], &after["lastModifiedBy"]),
+            (&json!("inProgress"), &json!("API-App:app"))
+        );
         let moment = Moment { caller: &ann, ..moment };
-        let (_, after) = tenant.patch_incident("1", &json!({"severity": "low"}), &query(&[]), &moment).expect("taken");
+        let (_, after) =
+            tenant.patch_incident("1", &json!({"severity": "low"}), &query(&[]), &moment).expect("taken");
         assert_eq!(after["lastModifiedBy"], "ann@contoso.com");
         for body in [
             json!({"status": "redirected"}),
@@ -1177,7 +1207,11 @@ mod tests {
             json!({}),
             json!({"customTags": [1]}),
         ] {
-            assert_eq!(tenant.patch_incident("1", &body, &query(&[]), &moment).expect_err("refused").status, 400, "{body}");
+            assert_eq!(
+                tenant.patch_incident("1", &body, &query(&[]), &moment).expect_err("refused").status,
+                400,
+                "{body}"
+            );
         }
         switches.set("inProgress", "refused").expect("known");
         switches.set("verdictPairs", "portal").expect("known");
@@ -1186,7 +1220,10 @@ mod tests {
             json!({"status": "inProgress"}),
             json!({"classification": "falsePositive", "determination": "phishing"}),
         ] {
-            assert_eq!(tenant.patch_incident("1", &body, &query(&[]), &moment).expect_err("refused").status, 400);
+            assert_eq!(
+                tenant.patch_incident("1", &body, &query(&[]), &moment).expect_err("refused").status,
+                400
+            );
         }
     }
 

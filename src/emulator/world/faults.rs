@@ -160,8 +160,12 @@ mod tests {
     #[test]
     fn the_first_that_fits_strikes_as_often_as_ordered() {
         let mut faults = Faults::default();
-        faults.order(&json!({"service": "arm", "method": "put", "kind": "drop-after", "times": 2})).expect("good");
-        faults.order(&json!({"service": "arm", "kind": "status", "status": 503, "retryAfter": 1.5})).expect("good");
+        faults
+            .order(&json!({"service": "arm", "method": "put", "kind": "drop-after", "times": 2}))
+            .expect("good");
+        faults
+            .order(&json!({"service": "arm", "kind": "status", "status": 503, "retryAfter": 1.5}))
+            .expect("good");
         assert_eq!(faults.strike("graph", "PUT", "/x"), None);
         assert_eq!(faults.strike("arm", "PUT", "/x").expect("first").kind, Kind::DropAfter);
         let second = faults.strike("arm", "GET", "/x").expect("second");

@@ -501,7 +501,8 @@ impl Workspace {
                  incidents.",
             ));
         }
-        let gone = self.incidents.get_mut(&key(name)).and_then(|kept| kept.children_mut(child).remove(&key(id)));
+        let gone =
+            self.incidents.get_mut(&key(name)).and_then(|kept| kept.children_mut(child).remove(&key(id)));
         if gone.is_none() {
             return Ok((204, Value::Null));
         }
@@ -565,10 +566,16 @@ impl Workspace {
         let related_type = match kind.as_str() {
             "entities" => "Microsoft.SecurityInsights/entities",
             "bookmarks" => "Microsoft.SecurityInsights/bookmarks",
-            _ => return Err(bad(format!("Failed to create relation. '{target}' is neither alert nor bookmark."))),
+            _ => {
+                return Err(bad(format!(
+                    "Failed to create relation. '{target}' is neither alert nor bookmark."
+                )));
+            }
         };
         let same = |value: &Value| {
-            value["properties"]["relatedResourceId"].as_str().is_some_and(|known| known.to_lowercase() == lower)
+            value["properties"]["relatedResourceId"]
+                .as_str()
+                .is_some_and(|known| known.to_lowercase() == lower)
         };
         if let Some(known) = kept.relations.get(&key(id)) {
             if known["properties"]["relatedResourceType"] != related_type {
@@ -592,9 +599,15 @@ impl Workspace {
             )));
         }
         let most = if kind == "entities" { MOST_ALERTS } else { MOST_BOOKMARKS };
-        let count = kept.relations.values().filter(|r| r["properties"]["relatedResourceType"] == related_type).count();
+        let count = kept
+            .relations
+            .values()
+            .filter(|r| r["properties"]["relatedResourceType"] == related_type)
+            .count();
         if count >= most && !kept.relations.contains_key(&key(id)) {
-            return Err(bad(format!("Failed to create relation. The incident has {most} of them, the maximum.")));
+            return Err(bad(format!(
+                "Failed to create relation. The incident has {most} of them, the maximum."
+            )));
         }
         let mut full = Map::new();
         full.insert("relatedResourceId".into(), json!(target));
@@ -616,7 +629,8 @@ impl Workspace {
                     r["properties"]["relatedResourceType"].as_str().is_some_and(|known| known.ends_with(kind))
                 })
                 .map(|r| {
-                    let related = r["properties"]["relatedResourceName"].as_str().unwrap_or_default().to_owned();
+                    let related =
+                        r["properties"]["relatedResourceName"].as_str().unwrap_or_default().to_owned();
                     (related, r["properties"]["relatedResourceId"].clone())
                 })
                 .collect::<Vec<_>>()
@@ -662,7 +676,9 @@ fn ordered(children: &BTreeMap<String, Value>) -> Vec<Value> {
 fn additional(kept: &Kept) -> Value {
     let of = |kind: &str| {
         let relations = kept.relations.values();
-        relations.filter(|r| r["properties"]["relatedResourceType"].as_str().is_some_and(|t| t.ends_with(kind))).count()
+        relations
+            .filter(|r| r["properties"]["relatedResourceType"].as_str().is_some_and(|t| t.ends_with(kind)))
+            .count()
     };
     json!({
         "alertsCount": of("entities"),
@@ -731,7 +747,13 @@ fn checked(
             "classificationReason" => word(name, &REASONS)?,
             "owner" => {
                 let owner = value.as_object().ok_or_else(|| invalid("'owner' is not an object"))?;
-                Value::Object(owner.iter().filter(|(_, value)| !value.is_null()).map(|(n, v)| (n.clone(), v.clone())).collect())
+                Value::Object(
+                    owner
+                        .iter()
+                        .filter(|(_, value)| !value.is_null())
+                        .map(|(n, v)| (n.clone(), v.clone()))
+                        .collect(),
+                )
             }
             "labels" => labels(&value, existing)?,
             "firstActivityTimeUtc" | "lastActivityTimeUtc" => {
@@ -847,7 +869,8 @@ fn shown(value: &Value, moment: &Moment<'_>) -> Value {
         } else if moment.switches.is("emptyOwner", "empty") {
             properties.insert("owner".into(), json!({}));
         } else {
-            let nulls = json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null});
+            let nulls =
+                json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null});
             properties.insert("owner".into(), nulls);
         }
     }
@@ -968,7 +991,8 @@ mod tests {
         let mut update = plain();
         update["etag"] = first["etag"].clone();
         update["properties"]["description"] = json!("text");
-        let (status, second) = workspace.put_incident("a-1", &update, &moment).expect("updated, without case");
+        let (status, second) =
+            workspace.put_incident("a-1", &update, &moment).expect("updated, without case");
         assert_eq!((status, &second["name"]), (200, &json!("A-1")));
         assert_ne!(first["etag"], second["etag"]);
         let refused = workspace.put_incident("a-1", &update, &moment).expect_err("stale");
@@ -992,9 +1016,12 @@ mod tests {
         body["properties"]["description"] = json!("text");
         workspace.put_incident("1", &body, &moment).expect("created");
         workspace.put_incident("1", &plain(), &moment).expect("no etag is no condition");
-        for (name, value) in
-            [("missingEtag", "conflict"), ("staleEtag", "412"), ("omittedMembers", "kept"), ("strictVerdict", "on")]
-        {
+        for (name, value) in [
+            ("missingEtag", "conflict"),
+            ("staleEtag", "412"),
+            ("omittedMembers", "kept"),
+            ("strictVerdict", "on"),
+        ] {
             switches.set(name, value).expect("known");
         }
         let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
@@ -1041,7 +1068,10 @@ mod tests {
         }
         assert_eq!(seen, ["n2", "n3", "n4", "n5", "n6"]);
         let too_many = [("$top".to_owned(), "1001".to_owned())];
-        assert_eq!(workspace.list_incidents(&too_many, false, &str::to_owned, &moment).expect_err("no").status, 400);
+        assert_eq!(
+            workspace.list_incidents(&too_many, false, &str::to_owned, &moment).expect_err("no").status,
+            400
+        );
     }
 
     #[test]
@@ -1059,10 +1089,19 @@ mod tests {
         assert_eq!(after["properties"]["additionalData"]["commentsCount"], 1);
         let ann = Caller { user: Some(person("t", "ann@contoso.com")), ..app.clone() };
         let other = Moment { caller: &ann, ..moment };
-        assert_eq!(workspace.put_child("1", Child::Comment, "c", &comment, &other).expect_err("not hers").status, 403);
+        assert_eq!(
+            workspace.put_child("1", Child::Comment, "c", &comment, &other).expect_err("not hers").status,
+            403
+        );
         let long = json!({"properties": {"message": "x".repeat(30_001)}});
-        assert_eq!(workspace.put_child("1", Child::Comment, "d", &long, &moment).expect_err("long").status, 400);
-        assert_eq!(workspace.put_child("2", Child::Comment, "c", &comment, &moment).expect_err("gone").status, 404);
+        assert_eq!(
+            workspace.put_child("1", Child::Comment, "d", &long, &moment).expect_err("long").status,
+            400
+        );
+        assert_eq!(
+            workspace.put_child("2", Child::Comment, "c", &comment, &moment).expect_err("gone").status,
+            404
+        );
     }
 
     #[test]
@@ -1099,9 +1138,18 @@ mod tests {
         assert_eq!(workspace.put_child("1", Child::Relation, "rel-1", &alert, &moment).expect("same").0, 200);
         let twice = workspace.put_child("1", Child::Relation, "rel-2", &alert, &moment).expect_err("twice");
         assert!(twice.status == 400 && twice.message.contains("already exists in incident"));
-        assert_eq!(workspace.put_child("1", Child::Relation, "rel-1", &other, &moment).expect_err("other").status, 409);
-        assert_eq!(workspace.put_child("1", Child::Relation, "x", &other, &moment).expect_err("name").status, 400);
+        assert_eq!(
+            workspace.put_child("1", Child::Relation, "rel-1", &other, &moment).expect_err("other").status,
+            409
+        );
+        assert_eq!(
+            workspace.put_child("1", Child::Relation, "x", &other, &moment).expect_err("name").status,
+            400
+        );
         let foreign = json!({"properties": {"relatedResourceId": "/subscriptions/x/entities/a"}});
-        assert_eq!(workspace.put_child("1", Child::Relation, "rel-3", &foreign, &moment).expect_err("where").status, 400);
+        assert_eq!(
+            workspace.put_child("1", Child::Relation, "rel-3", &foreign, &moment).expect_err("where").status,
+            400
+        );
     }
 }

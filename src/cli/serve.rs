@@ -1,0 +1,46 @@
+//! `lockstep serve`: runs until it is told to stop, and says in between where it listens.
+
+use std::process::ExitCode;
+
+use tracing::info;
+
+use super::service::{self, Service};
+use crate::config::Config;
+use crate::telemetry::{self, VERSION};
+
+pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    telemetry::start(&config.log);
+    let mut service = Service::start(config, None).await?;
+    info!(
+        version = VERSION,
+        routes = config.routes.len(),
+        "Lockstep listens on http://{}; {} route(s)",
+        service.address,
+        config.routes.len()
+    );
+    for workspace in config.workspaces.iter().filter(|workspace| workspace.webhook_secrets.is_empty()) {
+        info!(
+            "workspace {} has no webhook_secrets: its playbook door is shut, polling finds its changes",
+            workspace.name
+        );
+    }
+    for hold in service.store.holds().await? {
+        let which =
+            if hold.route == "*" { "every route".to_owned() } else { format!("route {}", hold.route) };
+        tracing::warn!(
+            "{which} is held since {}: {}. Nothing is written there until `lockstep release`",
+            hold.since,
+            hold.reason
+        );
+    }
+    let code = tokio::select! {
+        interrupted = service::interrupted() => {
+            interrupted?;
+            ExitCode::SUCCESS
+        }
+        () = service.broken() => ExitCode::FAILURE,
+    };
+    service.stop().await;
+    info!("stopped");
+    Ok(code)
+}

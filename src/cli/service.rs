@@ -1,0 +1,286 @@
+//! The service, joined together: adapters behind ports, workers, pollers and the sweep over them, doors in front. The
+//! same for `serve` and for the demo.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::adapters::budget::{Limits, Quotas};
+use crate::adapters::call::Shared;
+use crate::adapters::clock::{FastrandDice, SystemClock};
+use crate::adapters::entra::{EntraSettings, TokenSource};
+use crate::adapters::graph::{GraphClient, GraphSettings};
+use crate::adapters::sentinel::{DEFAULT_API_VERSION, SentinelClient, SentinelSettings};
+use crate::adapters::transport::{ClientOptions, Transport};
+use crate::app::health::{Health, WatchedRoute};
+use crate::app::intake::Inbox;
+use crate::app::metrics::Metrics;
+use crate::app::poll::{PollOptions, Poller};
+use crate::app::reconcile::{Reconciler, Watch};
+use crate::app::routes::{Route, Routes};
+use crate::app::sweep::{SweepOptions, Sweeper};
+use crate::app::worker::Worker;
+use crate::config::{Config, Tenant};
+use crate::domain::model::LinkKey;
+use crate::domain::plan::Plan;
+use crate::http::{self, AppState, DoorMetrics, Doors, Phase};
+use crate::ports::{Clock, Store};
+use crate::telemetry;
+
+use super::operate;
+
+/// How often what has had its time is forgotten.
+const PURGE_EVERY: Duration = Duration::from_secs(60);
+/// How long the journal is kept.
+const JOURNAL_FOR: time::Duration = time::Duration::days(90);
+
+/// Both systems of every route, as the configuration joins them.
+pub(super) struct Sides {
+    /// By the tenant's name: each that is the Defender side of a route.
+    pub(super) defenders: Vec<(String, Arc<GraphClient>)>,
+    /// By the workspace's name: each that is the Sentinel side of a route.
+    pub(super) sentinels: Vec<(String, Arc<SentinelClient>)>,
+    /// The routes over them.
+    pub(super) routes: Arc<Routes>,
+}
+
+impl Sides {
+    /// Builds the clients. Nothing is called yet.
+    pub(super) fn new(config: &Config, health: &Arc<Health>) -> anyhow::Result<Self> {
+        let extra_ca = config.ca_pem.clone().map(String::into_bytes);
+        let transport = Transport::new(&ClientOptions { extra_ca, ..ClientOptions::default() })?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let limits = Limits {
+            graph_per_minute: config.limits.defender_per_minute,
+            graph_per_hour: config.limits.defender_per_hour,
+            arm_reads_per_second: config.limits.sentinel_reads_per_second,
+            arm_writes_per_second: config.limits.sentinel_writes_per_second,
+            ..Limits::default()
+        };
+        let shared = Shared {
+            transport: transport.clone(),
+            clock: clock.clone(),
+            observer: health.clone(),
+            quotas: Arc::new(Quotas::new(limits)),
+        };
+        let tokens: Vec<(&str, Arc<TokenSource>)> = config
+            .tenants
+            .iter()
+            .map(|tenant| {
+                let settings = EntraSettings {
+                    login_url: tenant.login_url.clone(),
+                    tenant_id: tenant.tenant_id.clone(),
+                    client_id: tenant.client_id.clone(),
+                    client_secret: tenant.client_secret.clone(),
+                };
+                (tenant.name.as_str(), TokenSource::new(settings, transport.clone(), clock.clone()))
+            })
+            .collect();
+        let source = |name: &str| {
+            let found = tokens.iter().find(|(known, _)| *known == name);
+            found.map(|(_, source)| source.clone()).ok_or_else(|| anyhow!("no tenant is called {name:?}"))
+        };
+        let tenant = |name: &str| -> anyhow::Result<&Tenant> {
+            config.tenant(name).with_context(|| format!("no tenant is called {name:?}"))
+        };
+        let mut sides = Self { defenders: Vec::new(), sentinels: Vec::new(), routes: Arc::default() };
+        let mut routes = Vec::new();
+        for route in &config.routes {
+            let defending = tenant(&route.tenant)?;
+            if !sides.defenders.iter().any(|(name, _)| *name == route.tenant) {
+                let settings = GraphSettings {
+                    graph_url: defending.graph_url.clone(),
+                    scope: defending.cloud.graph_scope().to_owned(),
+                    tenant_id: defending.tenant_id.clone(),
+                };
+                let client = Arc::new(GraphClient::new(settings, source(&route.tenant)?, shared.clone()));
+                sides.defenders.push((route.tenant.clone(), client));
+            }
+            let workspace = config
+                .workspace(&route.workspace)
+                .with_context(|| format!("no workspace is called {:?}", route.workspace))?;
+            if !sides.sentinels.iter().any(|(name, _)| *name == route.workspace) {
+                let owner = tenant(&workspace.tenant)?;
+                let settings = SentinelSettings {
+                    arm_url: owner.arm_url.clone(),
+                    scope: owner.cloud.arm_scope().to_owned(),
+                    subscription_id: workspace.subscription_id.clone(),
+                    resource_group: workspace.resource_group.clone(),
+                    workspace_name: workspace.workspace_name.clone(),
+                    api_version: DEFAULT_API_VERSION.to_owned(),
+                };
+                let client =
+                    Arc::new(SentinelClient::new(settings, source(&workspace.tenant)?, shared.clone()));
+                sides.sentinels.push((route.workspace.clone(), client));
+            }
+            let defender = sides.defenders.iter().find(|(name, _)| *name == route.tenant);
+            let sentinel = sides.sentinels.iter().find(|(name, _)| *name == route.workspace);
+            // Both were put there by the lines above.
+            if let (Some((_, defender)), Some((_, sentinel))) = (defender, sentinel) {
+                routes.push(Route {
+                    name: route.name.clone(),
+                    tenant_id: defending.tenant_id.clone(),
+                    workspace: workspace.resource_id(),
+                    policy: route.policy.clone(),
+                    defender: defender.clone(),
+                    sentinel: sentinel.clone(),
+                });
+            }
+        }
+        sides.routes = Arc::new(Routes::new(routes).map_err(|why| anyhow!(why))?);
+        Ok(sides)
+    }
+}
+
+/// What the readiness page watches.
+pub(super) fn watched(config: &Config) -> Arc<Health> {
+    let routes = config.routes.iter().filter_map(|route| {
+        Some(WatchedRoute {
+            name: route.name.clone(),
+            tenant_id: config.tenant(&route.tenant)?.tenant_id.clone(),
+            workspace: config.workspace(&route.workspace)?.resource_id(),
+        })
+    });
+    Arc::new(Health::new(routes.collect()))
+}
+
+/// A running service.
+pub(super) struct Service {
+    /// Where its doors are.
+    pub(super) address: SocketAddr,
+    /// Its state.
+    pub(super) store: Arc<dyn Store>,
+    routes: Arc<Routes>,
+    reconciler: Reconciler,
+    phase: Phase,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Service {
+    /// Starts everything and returns when the doors are open.
+    pub(super) async fn start(config: &Config, watch: Option<Watch>) -> anyhow::Result<Self> {
+        let store = operate::open(config).await?;
+        let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
+            format!("server.listen: cannot listen on {}; is something else there?", config.server.listen)
+        })?;
+        let address = listener.local_addr()?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let health = watched(config);
+        let routes = Sides::new(config, &health)?.routes;
+        let (metrics, door_metrics) = (Metrics::default(), DoorMetrics::default());
+        let mut registry: Registry = telemetry::registry();
+        health.register(&mut registry);
+        metrics.register(&mut registry);
+        door_metrics.register(&mut registry);
+        let wake = Arc::new(Notify::new());
+        let phase = Phase::default();
+        let state = AppState {
+            doors: Arc::new(Doors::new(config)?),
+            inbox: Inbox::new(store.clone(), clock.clone(), wake.clone()),
+            store: store.clone(),
+            health: health.clone(),
+            registry: Arc::new(registry),
+            metrics: door_metrics,
+            phase: phase.clone(),
+        };
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let workers = usize::try_from(config.limits.workers).unwrap_or(usize::MAX);
+        let worker = Worker::new(
+            store.clone(),
+            routes.clone(),
+            clock.clone(),
+            Arc::new(FastrandDice),
+            metrics.clone(),
+            workers,
+            watch.clone(),
+        );
+        tasks.spawn(worker.run(wake.clone(), stop.clone()));
+        let options = |interval: Duration| PollOptions {
+            interval,
+            overlap: config.poll.overlap,
+            backfill: config.poll.backfill,
+            stretch: (config.poll.stretch.as_secs_f64() / interval.as_secs_f64()).max(1.0),
+        };
+        let intervals = (options(config.poll.defender_every), options(config.poll.sentinel_every));
+        for poller in Poller::all(&store, &routes, &clock, &metrics, &health, intervals) {
+            tasks.spawn(poller.run(wake.clone(), stop.clone()));
+        }
+        let sweeper = Sweeper {
+            store: store.clone(),
+            routes: routes.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            options: SweepOptions { every: config.poll.sweep_every, ..SweepOptions::default() },
+        };
+        tasks.spawn(sweeper.run(stop.clone()));
+        tasks.spawn(purge(store.clone(), clock.clone(), stop.clone()));
+        let reconciler = Reconciler { store: store.clone(), clock, metrics, watch };
+        phase.running();
+        let serving = http::serve(listener, http::router(state), stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                error!("the doors have closed: {error}");
+            }
+        });
+        Ok(Self { address, store, routes, reconciler, phase, stop, tasks })
+    }
+
+    /// What would be written now for a link, and why.
+    pub(super) async fn look(&self, key: &LinkKey) -> anyhow::Result<Plan> {
+        let route = self.routes.of_link(key).context("the link belongs to no route")?;
+        Ok(self.reconciler.look(route, key).await?)
+    }
+
+    /// Takes no more work, finishes what is under way, and ends.
+    pub(super) async fn stop(mut self) {
+        self.phase.stopping();
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                error!("a part of the service ended badly: {error}");
+            }
+        }
+    }
+
+    /// Waits until a part of the service ends by itself, which it should not.
+    pub(super) async fn broken(&mut self) {
+        match self.tasks.join_next().await {
+            Some(Err(error)) => error!("a part of the service ended badly: {error}"),
+            _ => error!("a part of the service has ended"),
+        }
+    }
+}
+
+async fn purge(store: Arc<dyn Store>, clock: Arc<dyn Clock>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(PURGE_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        let now = clock.now();
+        if let Err(error) = store.purge(now, now - JOURNAL_FOR).await {
+            warn!("old entries could not be forgotten, trying again later: {error}");
+        }
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub(super) async fn interrupted() -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+    }
+    info!("stopping: no more work is taken, what is under way is finished");
+    Ok(())
+}
