@@ -874,24 +874,37 @@ pub(crate) async fn odd_text_comes_back_as_it_was(place: Place) {
 
 pub(crate) async fn a_refused_command_does_not_hurt_its_neighbours(place: Place) {
     let store = place.open().await;
+    place.refuse("bad").await;
     let told: Vec<_> = (0..60)
         .map(|number: usize| {
             let store = store.clone();
-            let monstrous = number.is_multiple_of(10);
-            let id = if monstrous { pseudo_random_text(number, 9_000) } else { number.to_string() };
+            let (id, refused) = match number {
+                0 | 30 => (pseudo_random_text(number, 9_000), true),
+                10 | 20 | 40 | 50 => ("bad".to_owned(), true),
+                _ => (number.to_string(), false),
+            };
             tokio::spawn(async move {
-                let outcome = store.remember(vec![hint("t", &id)], delivery(&id, at(600)), at(0)).await;
-                (monstrous, outcome)
+                let hints = vec![hint("t", &format!("before {number}")), hint("t", &id)];
+                let outcome = store.remember(hints, delivery(&number.to_string(), at(600)), at(0)).await;
+                (number, refused, outcome)
             })
         })
         .collect();
+    let mut again = Vec::new();
     for one in told {
         match one.await.unwrap() {
-            (true, outcome) => assert!(matches!(outcome, Err(StoreError::Corrupt(_))), "{outcome:?}"),
-            (false, outcome) => assert_eq!(outcome.unwrap(), Remembered::New),
+            (number, true, outcome) => {
+                assert!(matches!(outcome, Err(StoreError::Corrupt(_))), "{outcome:?}");
+                again.push(number);
+            }
+            (_, false, outcome) => assert_eq!(outcome.unwrap(), Remembered::New),
         }
     }
-    assert_eq!(store.queue_stats().await.unwrap().waiting, 54);
+    assert_eq!(store.queue_stats().await.unwrap().waiting, 108, "nothing of the refused was stored");
+    for number in again {
+        let outcome = store.remember(vec![], delivery(&number.to_string(), at(600)), at(0)).await.unwrap();
+        assert_eq!(outcome, Remembered::New, "nor its delivery");
+    }
     // Delivery ids are only compared: they may be of any length.
     let long = pseudo_random_text(7, 9_000);
     for expected in [Remembered::New, Remembered::Repeated] {

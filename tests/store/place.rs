@@ -57,6 +57,24 @@ impl Place {
         }
     }
 
+    /// From now on the engine itself refuses a queue row of this id, in the middle of a group.
+    pub(crate) async fn refuse(&self, id: &str) {
+        match &self.kind {
+            Kind::Sqlite { .. } => rusqlite::Connection::open(self.file())
+                .and_then(|connection| {
+                    connection.execute_batch(&format!(
+                        "CREATE TRIGGER refuse BEFORE INSERT ON jobs WHEN new.native_id = '{id}'
+                         BEGIN SELECT RAISE(ABORT, 'refused'); END"
+                    ))
+                })
+                .expect("a trigger"),
+            Kind::Postgres { .. } => {
+                let check = format!("ALTER TABLE jobs ADD CHECK (native_id <> '{id}')");
+                self.beside().await.execute(sqlx::AssertSqlSafe(check)).await.expect("a constraint");
+            }
+        }
+    }
+
     /// A connection of the case's own, beside the store's.
     pub(crate) async fn beside(&self) -> PgConnection {
         let mut options: sqlx::postgres::PgConnectOptions = self.url.parse().expect("a URL");

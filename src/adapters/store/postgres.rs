@@ -373,7 +373,8 @@ const REMEMBER: &str = "
 // ---- leases ------------------------------------------------------------------------------------------------------
 
 /// A few ready rows of each scope that has any, in the order of the scopes, from `($3, $4)` on; they are found by
-/// skipping along the index, and no further than to the `$5`th that has some.
+/// skipping along the index, and no further than to the `$5`th that has some. (A lateral look instead of `EXISTS`: fresh
+/// tables have no statistics, and the planner would read every row.)
 const CANDIDATES: &str = "
     WITH RECURSIVE scopes AS (
         (SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL
@@ -383,9 +384,9 @@ const CANDIDATES: &str = "
             SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL
                 AND (side, scope) > (scopes.side, scopes.scope) ORDER BY side, scope LIMIT 1) AS next
     ), picked AS MATERIALIZED (
-        SELECT side, scope FROM scopes WHERE EXISTS (SELECT 1 FROM jobs
+        SELECT scopes.side, scopes.scope FROM scopes, LATERAL (SELECT 1 FROM jobs
             WHERE wanted > done AND parked_reason IS NULL
-                AND jobs.side = scopes.side AND jobs.scope = scopes.scope AND ready_at <= $1) LIMIT $5
+                AND jobs.side = scopes.side AND jobs.scope = scopes.scope AND ready_at <= $1 LIMIT 1) AS ready LIMIT $5
     )
     SELECT ready.* FROM picked, LATERAL (
         SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
@@ -397,14 +398,15 @@ const CANDIDATES: &str = "
         ORDER BY ready_at, native_id LIMIT $2) AS ready
     ORDER BY side, scope, ready_at, native_id";
 
-/// Locks those of the chosen rows that nobody else has taken meanwhile.
+/// Locks those of the chosen rows that nobody else has taken meanwhile. (`+ 0`: found by their key, not by the index of
+/// what is ready.)
 const TAKE: &str = "
     SELECT jobs.native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
         leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at,
         jobs.side, jobs.scope
     FROM unnest($1::smallint[], $2::text[], $3::text[]) WITH ORDINALITY AS pick(side, scope, native_id, place)
     JOIN jobs ON jobs.side = pick.side AND jobs.scope = pick.scope AND jobs.native_id = pick.native_id
-    WHERE wanted > done AND parked_reason IS NULL AND ready_at <= $4
+    WHERE wanted > done AND parked_reason IS NULL AND ready_at + 0 <= $4
     ORDER BY pick.place LIMIT $5 FOR UPDATE OF jobs SKIP LOCKED";
 
 const LEASE: &str = "

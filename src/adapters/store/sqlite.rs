@@ -337,9 +337,13 @@ const REMEMBER: &str = "
         parked_reason = CASE WHEN ?5 IS NOT NULL AND ?5 IS NOT parked_version
             OR ?5 IS NULL AND parked_at < ?7 - ?8 THEN NULL ELSE parked_reason END";
 
+/// In two halves: for `(side, scope) > (?1, ?2)` SQLite would walk through all the rows of the scope that it is at.
 const NEXT_SCOPE: &str = "
-    SELECT side, scope FROM jobs INDEXED BY jobs_ready
-    WHERE wanted > done AND parked_reason IS NULL AND (side, scope) > (?1, ?2) ORDER BY side, scope LIMIT 1";
+    SELECT * FROM (SELECT side, scope FROM jobs INDEXED BY jobs_ready
+        WHERE wanted > done AND parked_reason IS NULL AND side = ?1 AND scope > ?2 ORDER BY scope LIMIT 1)
+    UNION ALL SELECT * FROM (SELECT side, scope FROM jobs INDEXED BY jobs_ready
+        WHERE wanted > done AND parked_reason IS NULL AND side > ?1 ORDER BY side, scope LIMIT 1)
+    ORDER BY side, scope LIMIT 1";
 
 const READY: &str = "
     SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
