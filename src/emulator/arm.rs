@@ -105,17 +105,9 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
         return Err(Refusal::new(404, "ResourceNotFound", "The workspace is gone."));
     };
     let moment = Moment { now: shared.now(), caller, switches };
-    let link = |token: &str| {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        for (name, value) in &options {
-            if name != "$skiptoken" && name != "api-version" {
-                query.append_pair(name, value);
-            }
-        }
-        let query = query.finish();
-        let more = if query.is_empty() { String::new() } else { format!("&{query}") };
-        format!("{}{}?api-version={version}{more}&$skipToken={token}", shared.hello.arm, uri.path())
-    };
+    // The token knows the other options; `$` and `=` stay as they are, as the service writes them.
+    let link =
+        |token: &str| format!("{}{}?api-version={version}&$skipToken={token}", shared.hello.arm, uri.path());
     let child = |segment: &str| {
         [Child::Comment, Child::Relation, Child::Task].into_iter().find(|child| child.segment() == segment)
     };
@@ -139,7 +131,7 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
             _ => unsupported(),
         },
         ([_, _], Some(child)) => match *method {
-            Method::GET => workspace.list_children(names[0], child, &options, &link),
+            Method::GET => workspace.list_children(names[0], child, &options, &link, &moment),
             _ => unsupported(),
         },
         ([_, _, _], Some(child)) => match *method {

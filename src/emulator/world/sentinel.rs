@@ -74,7 +74,7 @@ pub const SWITCHES: &[Switch] = &[
     Switch {
         name: "armPageSize",
         values: &["50", "10", "3"],
-        meaning: "how many incidents a page holds without $top (sentinel.md 11)",
+        meaning: "how many objects a page holds without $top (sentinel.md 11)",
     },
     Switch {
         name: "workspaceGone",
@@ -299,9 +299,8 @@ impl Workspace {
         let all = self.incidents.values();
         let all = all.map(|kept| if stale { kept.before.as_ref().unwrap_or(&kept.now) } else { &kept.now });
         let all: Vec<Value> = all.map(|value| shown(value, moment)).collect();
-        let default = ["50", "10", "3"].into_iter().find(|size| moment.switches.is("armPageSize", size));
-        let default = default.and_then(|size| size.parse().ok()).unwrap_or(50);
-        list(all, options, default, link)
+        // Newest first is how the observed page stands.
+        list(all, options, "properties/incidentNumber desc", page_size(moment), link)
     }
 
     /// `PUT /incidents/{name}`: creates, or replaces under the etag.
@@ -427,9 +426,10 @@ impl Workspace {
         child: Child,
         options: &[(String, String)],
         link: &dyn Fn(&str) -> String,
+        moment: &Moment<'_>,
     ) -> Answer {
         let all = ordered(self.kept(name)?.children(child));
-        list(all, options, 50, link)
+        list(all, options, "properties/createdTimeUtc", page_size(moment), link)
     }
 
     /// `GET /incidents/{name}/{children}/{id}`
@@ -660,6 +660,12 @@ impl Workspace {
     }
 }
 
+/// How much a page holds when nobody asks for more or less.
+fn page_size(moment: &Moment<'_>) -> usize {
+    let size = ["50", "10", "3"].into_iter().find(|size| moment.switches.is("armPageSize", size));
+    size.and_then(|size| size.parse().ok()).unwrap_or(50)
+}
+
 /// Children in the order in which they were made.
 fn ordered(children: &BTreeMap<String, Value>) -> Vec<Value> {
     let mut list: Vec<Value> = children.values().cloned().collect();
@@ -877,54 +883,93 @@ fn shown(value: &Value, moment: &Moment<'_>) -> Value {
     value
 }
 
-/// Filter, order, page.
+/// Filter, order, page. A continuation remembers the object that was served last and goes on behind it: an object that
+/// changes its place meanwhile comes again (sentinel.md 11), and none is left out. Counting would leave some out.
 fn list(
     mut all: Vec<Value>,
     options: &[(String, String)],
-    default: usize,
+    default_order: &str,
+    default_size: usize,
     link: &dyn Fn(&str) -> String,
 ) -> Answer {
-    let get = |name: &str| options.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
-    if let Some(text) = get("$filter") {
+    let sent = |name: &str| options.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let token = match sent("$skiptoken") {
+        None => None,
+        Some(text) => Some(read_token(&text).ok_or_else(|| bad("The skip token is invalid."))?),
+    };
+    // The links that were seen carry the token alone, so it holds the other options too.
+    let option = |name: &str| match &token {
+        Some(token) => token[name].as_str().map(str::to_owned),
+        None => sent(name),
+    };
+    let (filter, order, top) = (option("$filter"), option("$orderby"), option("$top"));
+    if let Some(text) = &filter {
         let filter = Filter::parse(text).map_err(|why| bad(format!("Invalid OData filter: {why}")))?;
         all.retain(|value| filter.matches(value));
     }
-    if let Some(text) = get("$orderby") {
-        let order = OrderBy::parse(text).map_err(|why| bad(format!("Invalid OData order: {why}")))?;
-        all.sort_by(|a, b| order.compare(a, b));
-    }
-    let top = match get("$top") {
-        None => default,
+    let by = OrderBy::parse(order.as_deref().unwrap_or(default_order))
+        .map_err(|why| bad(format!("Invalid OData order: {why}")))?;
+    let compare =
+        |a: &Value, b: &Value| by.compare(a, b).then_with(|| a["name"].as_str().cmp(&b["name"].as_str()));
+    let size = match &top {
+        None => default_size,
         Some(text) => match text.parse::<usize>() {
             Ok(top) if (1..=TOP_CEILING).contains(&top) => top,
             _ => return Err(bad(format!("'$top' is a number from 1 to {TOP_CEILING}, not '{text}'."))),
         },
     };
-    let skip = match get("$skiptoken") {
-        None => 0,
-        Some(token) => read_token(token).ok_or_else(|| bad("The skip token is invalid."))?,
-    };
-    let total = all.len();
-    let value: Vec<Value> = all.into_iter().skip(skip).take(top).collect();
-    let mut page = json!({});
-    let next = skip + value.len();
-    page["value"] = Value::Array(value);
-    if next < total {
-        page["nextLink"] = json!(link(&write_token(next)));
+    all.sort_by(compare);
+    if let Some(token) = &token {
+        all.retain(|value| compare(value, &token["last"]).is_gt());
+    }
+    let more = all.len() > size;
+    all.truncate(size);
+    let next = all.last().filter(|_| more).map(|last| {
+        let mut token = json!({"last": place(last, &by)});
+        for (name, value) in [("$filter", filter), ("$orderby", order), ("$top", top)] {
+            if let Some(value) = value {
+                token[name] = json!(value);
+            }
+        }
+        link(&write_token(&token))
+    });
+    let mut page = json!({"value": all});
+    if let Some(next) = next {
+        page["nextLink"] = json!(next);
     }
     Ok((200, page))
 }
 
-/// Opaque to clients; they must follow links as they are.
-fn write_token(skip: usize) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::URL_SAFE.encode(format!("skip:{skip}"))
+/// As much of an object as says where it stands in this order.
+fn place(object: &Value, by: &OrderBy) -> Value {
+    let mut place = json!({"name": object["name"]});
+    for path in by.paths() {
+        let (mut from, mut to) = (object, &mut place);
+        for name in path.split('/') {
+            from = from
+                .as_object()
+                .and_then(|members| members.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)))
+                .map_or(&Value::Null, |(_, value)| value);
+            if !to.is_object() {
+                *to = json!({});
+            }
+            to = &mut to[name];
+        }
+        *to = from.clone();
+    }
+    place
 }
 
-fn read_token(token: &str) -> Option<usize> {
+/// Opaque to clients; they must follow links as they are.
+fn write_token(token: &Value) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE.encode(token.to_string())
+}
+
+fn read_token(token: &str) -> Option<Value> {
     use base64::Engine as _;
     let bytes = base64::engine::general_purpose::URL_SAFE.decode(token).ok()?;
-    std::str::from_utf8(&bytes).ok()?.strip_prefix("skip:")?.parse().ok()
+    serde_json::from_slice::<Value>(&bytes).ok().filter(Value::is_object)
 }
 
 /// The body that an automation rule's playbook posts (`sentinel.md` §16.1).
@@ -1072,6 +1117,38 @@ mod tests {
             workspace.list_incidents(&too_many, false, &str::to_owned, &moment).expect_err("no").status,
             400
         );
+    }
+
+    #[test]
+    fn what_changes_its_place_between_two_pages_hides_nothing() {
+        let switches = Switches::new(&[SWITCHES]);
+        let app = app();
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        let mut workspace = workspace();
+        for name in ["a", "b", "c", "d"] {
+            workspace.put_incident(name, &plain(), &moment).expect("created");
+        }
+        let options = [
+            ("$orderby".to_owned(), "properties/lastModifiedTimeUtc asc".to_owned()),
+            ("$top".to_owned(), "2".to_owned()),
+        ];
+        let names = |page: &Value| -> Vec<String> {
+            let list = page["value"].as_array().expect("a list");
+            list.iter().map(|incident| incident["name"].as_str().expect("a name").to_owned()).collect()
+        };
+        let (_, first) = workspace.list_incidents(&options, false, &str::to_owned, &moment).expect("a page");
+        assert_eq!(names(&first), ["a", "b"]);
+        workspace.put_incident("a", &plain(), &moment).expect("moved to the end");
+        // The token alone goes on with the same order and size.
+        let token = first["nextLink"].as_str().expect("more").to_owned();
+        let options = [("$skiptoken".to_owned(), token)];
+        let (_, second) = workspace.list_incidents(&options, false, &str::to_owned, &moment).expect("a page");
+        assert_eq!(names(&second), ["c", "d"]);
+        assert!(second["nextLink"].is_string(), "a comes again");
+        let (_, all) = workspace.list_incidents(&[], false, &str::to_owned, &moment).expect("a page");
+        assert_eq!(names(&all), ["d", "c", "b", "a"], "newest number first");
+        let broken = [("$skiptoken".to_owned(), "bm9uc2Vuc2U=".to_owned())];
+        assert!(workspace.list_incidents(&broken, false, &str::to_owned, &moment).is_err());
     }
 
     #[test]
