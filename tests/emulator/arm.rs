@@ -31,7 +31,11 @@ async fn an_incident_is_created_then_updated_under_its_etag() {
     assert_eq!(made["properties"]["incidentNumber"], 1);
     assert_eq!(made["properties"]["providerName"], "Azure Sentinel");
     assert!(made["properties"]["incidentUrl"].as_str().is_some_and(|url| url.contains(ID)), "{made}");
-    assert!(made["id"].as_str().is_some_and(|id| id.ends_with(&format!("/Incidents/{ID}"))), "{}", made["id"]);
+    assert!(
+        made["id"].as_str().is_some_and(|id| id.ends_with(&format!("/Incidents/{ID}"))),
+        "{}",
+        made["id"]
+    );
 
     let mut update = made.clone();
     update["properties"]["title"] = json!("Second title");
@@ -95,7 +99,8 @@ async fn lists_are_filtered_ordered_and_paged() {
         items.iter().map(|item| item["properties"]["title"].as_str().expect("a title").to_owned()).collect()
     };
     let read = async |query: &str| {
-        let list = desk.arm(&token, Method::GET, &format!("/incidents?{query}"), Value::Null).await.expect(200);
+        let list =
+            desk.arm(&token, Method::GET, &format!("/incidents?{query}"), Value::Null).await.expect(200);
         schema::arm("IncidentList", &list);
         list
     };
@@ -137,16 +142,14 @@ async fn a_comment_names_its_author_and_moves_the_incidents_etag() {
         desk.arm(&kim, Method::PUT, &format!("{incident}/comments/by-kim"), body.clone()).await.expect(201);
     schema::arm("IncidentComment", &mine);
     assert_eq!(mine["properties"]["author"]["userPrincipalName"], "kim@contoso.com");
-    let theirs =
-        desk.arm(&app, Method::PUT, &format!("{incident}/comments/by-app"), body).await.expect(201);
+    let theirs = desk.arm(&app, Method::PUT, &format!("{incident}/comments/by-app"), body).await.expect(201);
     schema::arm("IncidentComment", &theirs);
     assert!(theirs["properties"]["author"]["userPrincipalName"].is_null(), "{theirs}");
 
     let after = desk.arm(&app, Method::GET, &incident, Value::Null).await.expect(200);
     assert_ne!(after["etag"], before["etag"]);
     assert_eq!(after["properties"]["additionalData"]["commentsCount"], 2);
-    let list =
-        desk.arm(&app, Method::GET, &format!("{incident}/comments"), Value::Null).await.expect(200);
+    let list = desk.arm(&app, Method::GET, &format!("{incident}/comments"), Value::Null).await.expect(200);
     schema::arm("IncidentCommentList", &list);
     assert_eq!(list["value"].as_array().map(Vec::len), Some(2));
     let one =
@@ -186,8 +189,7 @@ async fn tasks_and_relations_have_their_published_shape() {
     let made =
         desk.arm(&token, Method::PUT, &format!("{incident}/relations/mark"), relation).await.expect(201);
     schema::arm("Relation", &made);
-    let list =
-        desk.arm(&token, Method::GET, &format!("{incident}/relations"), Value::Null).await.expect(200);
+    let list = desk.arm(&token, Method::GET, &format!("{incident}/relations"), Value::Null).await.expect(200);
     schema::arm("RelationList", &list);
     assert_eq!(list["value"].as_array().map(Vec::len), Some(1));
 
@@ -196,7 +198,8 @@ async fn tasks_and_relations_have_their_published_shape() {
         ("bookmarks", "IncidentBookmarkList"),
         ("entities", "IncidentEntitiesResponse"),
     ] {
-        let body = desk.arm(&token, Method::POST, &format!("{incident}/{what}"), Value::Null).await.expect(200);
+        let body =
+            desk.arm(&token, Method::POST, &format!("{incident}/{what}"), Value::Null).await.expect(200);
         schema::arm(schema, &body);
     }
 }

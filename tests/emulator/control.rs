@@ -57,7 +57,8 @@ async fn incidents_come_and_go_and_are_stamped() {
     let desk = Desk::open().await;
     let token = desk.app_token("graph", "reader").await;
     let before = time::OffsetDateTime::now_utc();
-    let id = desk.incident(json!({"displayName": "Stamped", "createdDateTime": "2020-01-01T00:00:00Z"})).await;
+    let id =
+        desk.incident(json!({"displayName": "Stamped", "createdDateTime": "2020-01-01T00:00:00Z"})).await;
     assert!(!id.is_empty() && id.chars().all(|c| c.is_ascii_digit()), "{id}");
     let path = format!("/security/incidents/{id}");
     let served = desk.graph(&token, Method::GET, &path, Value::Null).await.expect(200);
@@ -108,8 +109,10 @@ async fn more_tenants_and_workspaces_can_be_made() {
     assert!(matches!(reply.status, 200 | 201), "{}", reply.text);
 
     let id = workspace_id(subscription, "other-rg", "other-soc");
-    let url =
-        format!("{}{id}/providers/Microsoft.SecurityInsights/incidents?api-version=2025-12-01", desk.url("arm"));
+    let url = format!(
+        "{}{id}/providers/Microsoft.SecurityInsights/incidents?api-version=2025-12-01",
+        desk.url("arm")
+    );
     let token =
         desk.token(json!({"tenantId": tenant, "clientId": "reader", "audience": desk.url("arm")})).await;
     let bearer = format!("Bearer {token}");
@@ -173,7 +176,10 @@ async fn calls_tell_who_asked_what_and_how_it_ended() {
     let call = &calls[0];
     assert_eq!(call["service"], "graph");
     assert_eq!(call["method"], "GET");
-    assert!(call["path"].as_str().is_some_and(|path| path.starts_with("/v1.0/security/incidents/1")), "{call}");
+    assert!(
+        call["path"].as_str().is_some_and(|path| path.starts_with("/v1.0/security/incidents/1")),
+        "{call}"
+    );
     assert_eq!(call["app"], "11112222-bbbb-3333-cccc-4444dddd5555");
     assert_eq!(call["status"], 404);
     assert_eq!(call["fault"], Value::Null);
@@ -198,7 +204,8 @@ async fn nonsense_is_answered_with_a_sentence() {
         let reply = desk.control(method.clone(), path, body.clone()).await;
         let matches = reply.status == status || (status == 404 && reply.status == 400);
         assert!(matches, "{method} {path} {body}: {} {}", reply.status, reply.text);
-        let words = reply.json()["error"].as_str().unwrap_or_else(|| panic!("{path}: {}", reply.text)).to_owned();
+        let words =
+            reply.json()["error"].as_str().unwrap_or_else(|| panic!("{path}: {}", reply.text)).to_owned();
         assert!(words.contains(' '), "{words}");
     }
     let broken = desk

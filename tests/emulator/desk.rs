@@ -95,11 +95,7 @@ impl Desk {
 
     /// The resource id of the first workspace.
     pub(crate) fn workspace(&self) -> String {
-        workspace_id(
-            self.url("subscriptionId"),
-            self.url("resourceGroup"),
-            self.url("workspaceName"),
-        )
+        workspace_id(self.url("subscriptionId"), self.url("resourceGroup"), self.url("workspaceName"))
     }
 
     /// A call that may fail to come back.

@@ -13,11 +13,8 @@ const APP: &str = "11112222-bbbb-3333-cccc-4444dddd5555";
 
 async fn ask(desk: &Desk, tenant: &str, form: &str, basic: Option<&str>) -> Reply {
     let url = format!("{}/{tenant}/oauth2/v2.0/token", desk.url("login"));
-    let mut request = desk
-        .http
-        .post(url)
-        .header("content-type", "application/x-www-form-urlencoded")
-        .body(form.to_owned());
+    let mut request =
+        desk.http.post(url).header("content-type", "application/x-www-form-urlencoded").body(form.to_owned());
     if let Some(pair) = basic {
         request = request.header("authorization", format!("Basic {}", STANDARD.encode(pair)));
     }

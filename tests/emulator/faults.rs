@@ -48,8 +48,7 @@ async fn a_status_comes_as_often_as_ordered_where_it_was_ordered() {
         assert_eq!(reply.header("retry-after"), Some("3"));
     }
     desk.graph(&token, Method::GET, &path, Value::Null).await.expect(200);
-    let faulty: Vec<Value> =
-        desk.calls().await.into_iter().filter(|call| !call["fault"].is_null()).collect();
+    let faulty: Vec<Value> = desk.calls().await.into_iter().filter(|call| !call["fault"].is_null()).collect();
     assert_eq!(faulty.len(), 2);
     assert!(faulty.iter().all(|call| call["fault"] == fault && call["status"] == 429), "{faulty:?}");
     assert_eq!(desk.state().await["faults"], json!([]), "spent faults are gone");

@@ -57,7 +57,8 @@ async fn every_example_incident_is_served_in_the_published_shape() {
         let one = [body.clone()];
         let items = body["value"].as_array().map_or(one.as_slice(), Vec::as_slice);
         for item in items {
-            let made = desk.control(Method::POST, "/incidents?keepTimes=true", item.clone()).await.expect(201);
+            let made =
+                desk.control(Method::POST, "/incidents?keepTimes=true", item.clone()).await.expect(201);
             assert_eq!(made["id"], item["id"], "{name}");
             expected.insert(item["id"].as_str().expect("an id").to_owned());
 
@@ -86,9 +87,12 @@ async fn every_kind_of_evidence_is_served_in_its_published_shape() {
     let desk = Desk::open().await;
     let token = desk.app_token("graph", "reader").await;
     let id = desk.incident(incident("Everything at once")).await;
-    for name in
-        ["alert-all-evidence-types", "alert-all-evidence-types-nulls", "alert-unknown-evidence-type", "alert-get"]
-    {
+    for name in [
+        "alert-all-evidence-types",
+        "alert-all-evidence-types-nulls",
+        "alert-unknown-evidence-type",
+        "alert-get",
+    ] {
         let alert = fixture(&format!("graph/{name}.response.json"));
         let reply = desk.control(Method::POST, &format!("/incidents/{id}/alerts"), alert.clone()).await;
         assert!(matches!(reply.status, 200 | 201), "{name}: {}", reply.text);
@@ -186,7 +190,9 @@ async fn filters_compare_times_as_instants_and_words_as_words() {
 async fn what_the_list_does_not_offer_is_refused() {
     let desk = Desk::open().await;
     let token = desk.app_token("graph", "reader").await;
-    for query in ["$orderby=createdDateTime", "$select=id", "$search=%22x%22", "$expand=comments", "$top=many"] {
+    for query in
+        ["$orderby=createdDateTime", "$select=id", "$search=%22x%22", "$expand=comments", "$top=many"]
+    {
         let path = format!("/security/incidents?{query}");
         desk.graph(&token, Method::GET, &path, Value::Null).await.refused(400);
     }

@@ -33,7 +33,8 @@ async fn a_patch_changes_what_it_names_and_nothing_else() {
     for (name, value) in patch.as_object().expect("an object") {
         assert_eq!(&after[name], value, "{name}");
     }
-    for name in ["id", "createdDateTime", "description", "summary", "systemTags", "priorityScore", "comments"] {
+    for name in ["id", "createdDateTime", "description", "summary", "systemTags", "priorityScore", "comments"]
+    {
         assert_eq!(after[name], before[name], "{name}");
     }
     assert!(instant(&after) > instant(&before), "a write moves the time");
@@ -52,8 +53,7 @@ async fn enum_values_of_the_published_sample_are_taken_without_regard_to_case() 
     let desk = Desk::open().await;
     let token = desk.app_token("graph", "writer").await;
     let id = desk.incident(incident("Case")).await;
-    let patch =
-        json!({"classification": "TruePositive", "determination": "MultiStagedAttack", "customTags": ["Demo"]});
+    let patch = json!({"classification": "TruePositive", "determination": "MultiStagedAttack", "customTags": ["Demo"]});
     let path = format!("/security/incidents/{id}");
     let after = desk.graph(&token, Method::PATCH, &path, patch).await.expect(200);
     assert_eq!(after["classification"], "truePositive");
@@ -81,7 +81,9 @@ async fn what_cannot_be_written_is_refused_and_changes_nothing() {
     }
     let after = desk.graph(&token, Method::GET, &path, Value::Null).await.expect(200);
     assert_eq!(after, before);
-    desk.graph(&token, Method::PATCH, "/security/incidents/99999", json!({"severity": "low"})).await.refused(404);
+    desk.graph(&token, Method::PATCH, "/security/incidents/99999", json!({"severity": "low"}))
+        .await
+        .refused(404);
 }
 
 #[tokio::test]
@@ -133,7 +135,9 @@ async fn an_alert_takes_its_own_members_and_comments() {
         .await
         .expect(200);
     assert!(
-        all["value"].as_array().is_some_and(|all| all.last().is_some_and(|one| one["comment"] == "On the alert")),
+        all["value"]
+            .as_array()
+            .is_some_and(|all| all.last().is_some_and(|one| one["comment"] == "On the alert")),
         "{all}"
     );
 }

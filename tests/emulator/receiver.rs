@@ -24,7 +24,9 @@ pub(crate) struct Receiver {
 impl Receiver {
     /// Answers each delivery as `answer` says, which is told how many came before. A validation handshake is always
     /// answered with its token, and not counted.
-    pub(crate) async fn open(answer: impl Fn(usize) -> (u16, String) + Clone + Send + Sync + 'static) -> Self {
+    pub(crate) async fn open(
+        answer: impl Fn(usize) -> (u16, String) + Clone + Send + Sync + 'static,
+    ) -> Self {
         let got: Arc<Mutex<Vec<Post>>> = Arc::default();
         let keep = got.clone();
         let take = move |uri: Uri, headers: HeaderMap, body: Bytes| {

@@ -58,7 +58,13 @@ fn check(document: &Value, pointer: &str, object: &Value) {
 fn assert_valid(validator: &Validator, what: &str, object: &Value) {
     let errors: Vec<String> = validator
         .iter_errors(object)
-        .map(|error| format!("{} at {}", error.to_string().chars().take(300).collect::<String>(), error.instance_path()))
+        .map(|error| {
+            format!(
+                "{} at {}",
+                error.to_string().chars().take(300).collect::<String>(),
+                error.instance_path()
+            )
+        })
         .collect();
     assert!(errors.is_empty(), "{what}: {errors:#?}");
 }

@@ -40,7 +40,9 @@ async fn with_the_switch_on_changes_are_told_to_a_proven_url() {
     desk.graph(&token, Method::POST, "/subscriptions", wish(&receiver.url)).await.refused(409);
 
     let incident_id = desk.incident(incident("Told")).await;
-    let post = until("a notification that is taken on the second try", async || receiver.got().get(1).cloned()).await;
+    let post =
+        until("a notification that is taken on the second try", async || receiver.got().get(1).cloned())
+            .await;
     assert_eq!(post.query, "");
     let body: Value = serde_json::from_slice(&post.body).expect("JSON");
     let item = &body["value"][0];
