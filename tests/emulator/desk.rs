@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep::emulator::{self, Options, Running};
+use lockstep::emulator::{self, Args, Running};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -70,11 +70,11 @@ impl Desk {
 
     /// A fresh emulator that counts requests as the services do.
     pub(crate) async fn with_budgets() -> Self {
-        Self::start(Options { seed: Some(7), ..Options::default() }, reqwest::Client::builder()).await
+        Self::start(Args { seed: Some(7), ..Args::default() }, reqwest::Client::builder()).await
     }
 
-    pub(crate) async fn start(options: Options, client: reqwest::ClientBuilder) -> Self {
-        let running = emulator::start(options).await.expect("the emulator starts");
+    pub(crate) async fn start(args: Args, client: reqwest::ClientBuilder) -> Self {
+        let running = emulator::start(&args).await.expect("the emulator starts");
         let hello = serde_json::to_value(&running.hello).expect("the hello line is JSON");
         let http = client
             .no_proxy()

@@ -1,6 +1,6 @@
 //! Playbooks: what a workspace posts when an incident of it changes, signed, and repeated until it is taken.
 
-use lockstep::domain::signature::{Headers, Secret, verify};
+use lockstep::domain::signature::{Secret, verify};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -37,15 +37,12 @@ async fn each_change_is_posted_under_a_signature_that_holds() {
     })
     .await;
     let secrets = [Secret::parse(SECRET).expect("a secret")];
-    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let now = time::OffsetDateTime::now_utc();
     for post in &got {
         let header = |name: &str| post.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
-        let headers = Headers {
-            id: header("webhook-id"),
-            timestamp: header("webhook-timestamp"),
-            signature: header("webhook-signature"),
-        };
-        assert!(verify(&secrets, headers, &post.body, now).is_ok(), "{:?}", post.headers);
+        let (id, at, signatures) =
+            (header("webhook-id"), header("webhook-timestamp"), header("webhook-signature"));
+        assert!(verify(&secrets, id, at, signatures, &post.body, now).is_ok(), "{:?}", post.headers);
         let body: Value = serde_json::from_slice(&post.body).expect("JSON");
         schema::playbook(&body);
         assert_eq!(body["object"]["name"], "watched");

@@ -1,6 +1,6 @@
 //! Microsoft's SDKs refuse plain HTTP: with a folder given, every listener speaks TLS under a CA that is written there.
 
-use lockstep::emulator::Options;
+use lockstep::emulator::Args;
 use reqwest::Method;
 use serde_json::Value;
 
@@ -9,8 +9,8 @@ use crate::desk::Desk;
 #[tokio::test]
 async fn every_listener_speaks_tls_that_the_written_ca_proves() {
     let folder = tempfile::tempdir().expect("a folder");
-    let options = Options { tls: Some(folder.path().to_owned()), ..Options::default() };
-    let desk = Desk::start(options, reqwest::Client::builder()).await;
+    let args = Args { tls: Some(folder.path().to_owned()), ..Args::default() };
+    let desk = Desk::start(args, reqwest::Client::builder()).await;
     let pem = std::fs::read(folder.path().join("ca.pem")).expect("ca.pem is written");
     let ca = reqwest::Certificate::from_pem(&pem).expect("a certificate");
     let trusting = reqwest::Client::builder().no_proxy().tls_certs_only([ca]).build().expect("a client");
