@@ -209,6 +209,11 @@ async fn merge(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Resp
             object_id: String::new(),
             user: None,
         };
+        for (name, id) in [("source", source), ("target", target)] {
+            if !tenant.has_incident(id) {
+                return Err((StatusCode::NOT_FOUND, format!("{name}: there is no incident {id:?}")));
+            }
+        }
         let moment = Moment { now, caller: &engine, switches: &switches };
         tenant.merge(source, target, &moment).map_err(wrong)?;
         Ok((StatusCode::OK, json!({"source": source, "target": target})))

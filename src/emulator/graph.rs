@@ -71,7 +71,7 @@ impl Asked {
     /// Runs an operation on the caller's tenant.
     fn answer(
         &self,
-        operation: impl FnOnce(&mut Tenant, &[Person], &Query, &Moment<'_>) -> Answer,
+        operation: impl FnOnce(&mut Tenant, &mut Vec<Person>, &Query, &Moment<'_>) -> Answer,
     ) -> Response {
         let now = self.shared.now();
         let mut world = self.shared.world();

@@ -298,7 +298,7 @@ async fn an_unknown_incident_is_not_found_in_graphs_words() {
     assert_eq!(message, example["body"]["error"]["message"].as_str().expect("a message"));
     assert!(reply.header("request-id").is_some());
     desk.graph(&token, Method::GET, "/security/alerts_v2/none", Value::Null).await.refused(404);
-    desk.graph(&token, Method::GET, "/security/nothing", Value::Null).await.refused(404);
+    desk.graph(&token, Method::GET, "/security/nothing", Value::Null).await.refused(400);
 }
 
 #[tokio::test]

@@ -310,8 +310,11 @@ impl Tenant {
         // Fraction digits that captures show: mostly seven, now and then fewer.
         const DIGITS: [u32; 8] = [7, 7, 6, 7, 3, 7, 7, 2];
         self.stamps += 1;
-        if equal_times {
-            return format_instant(now.replace_nanosecond(0).unwrap_or(now));
+        if equal_times
+            && let Some(last) = self.last_stamp
+            && now - last < Duration::from_secs(1)
+        {
+            return format_instant(last);
         }
         let digits = DIGITS[usize::try_from(self.stamps % 8).unwrap_or(0)];
         let unit = 10_i128.pow(9 - digits);
@@ -388,7 +391,7 @@ impl Tenant {
         }
         for (name, value) in given {
             if name != "alerts" && name != "@odata.context" && name != "id" && name != "tenantId" {
-                full.insert(name.clone(), value.clone());
+                full.insert(name.clone(), in_service_case(name, value));
             }
         }
         let stamp = self.stamp(now, false);
@@ -824,10 +827,16 @@ impl Tenant {
 
     // ---- users ---------------------------------------------------------------------------------------------------
 
-    /// `GET /users/{id or user principal name}`: everybody with an `@` exists; ids are those of people who were seen.
-    pub fn user(&self, id: &str, seen: &[Person], query: &Query) -> Answer {
+    /// `GET /users/{id or user principal name}`: everybody with an `@` exists; ids are those of people who were seen,
+    /// in a token or here.
+    pub fn user(&self, id: &str, seen: &mut Vec<Person>, query: &Query) -> Answer {
         let by_id = seen.iter().find(|person| person.object_id.eq_ignore_ascii_case(id)).cloned();
         let found = by_id.or_else(|| id.contains('@').then(|| person(&self.id, id)));
+        if let Some(found) = &found
+            && !seen.contains(found)
+        {
+            seen.push(found.clone());
+        }
         let Some(Person { object_id, upn, display_name }) = found else {
             let message = format!(
                 "Resource '{id}' does not exist or one of its queried reference-property objects are not present."
@@ -1042,6 +1051,19 @@ fn word(name: &str, value: &Value, known: &[&str]) -> Result<Value, Refusal> {
         .find(|word| word.eq_ignore_ascii_case(text))
         .map(|word| json!(word))
         .ok_or_else(|| bad(format!("Invalid value '{text}' for property '{name}'.")))
+}
+
+/// Older texts spell enumerations in Pascal case; the service does not. What is no known word stays as it is.
+fn in_service_case(name: &str, value: &Value) -> Value {
+    const STATUSES: &[&str] = &["active", "resolved", "inProgress", "redirected", "awaitingAction"];
+    let known = match name {
+        "status" => STATUSES,
+        "classification" => CLASSIFICATIONS,
+        "determination" => DETERMINATIONS,
+        "severity" => SEVERITIES,
+        _ => return value.clone(),
+    };
+    word(name, value, known).unwrap_or_else(|_| value.clone())
 }
 
 /// The pairs that the portal offers (graph.md 8.2).

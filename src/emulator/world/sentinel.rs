@@ -53,7 +53,7 @@ pub const SWITCHES: &[Switch] = &[
     },
     Switch {
         name: "emptyOwner",
-        values: &["nulls", "absent", "empty"],
+        values: &["absent", "empty", "nulls"],
         meaning: "how an incident that nobody owns shows its owner (sentinel.md 6)",
     },
     Switch {
@@ -982,6 +982,11 @@ pub fn playbook_body(workspace: &Workspace, touched: &Touched, event_id: &Uuid) 
         }
         properties.insert("comments".into(), json!(comments));
         properties.entry("description").or_insert(json!(""));
+        // Captured bodies show an owner of nulls where the API leaves it out.
+        let owner = properties.entry("owner").or_insert(json!({}));
+        if owner.as_object().is_none_or(Map::is_empty) {
+            *owner = json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null});
+        }
     }
     let mut body = json!({
         "eventUniqueId": event_id,
