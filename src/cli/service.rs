@@ -24,13 +24,13 @@ use crate::app::health::{Health, WatchedRoute};
 use crate::app::intake::Inbox;
 use crate::app::metrics::Metrics;
 use crate::app::poll::{PollOptions, Poller};
-use crate::app::reconcile::{Reconciler, Watch};
+#[cfg(feature = "emulator")]
+use crate::app::reconcile::Reconciler;
+use crate::app::reconcile::Watch;
 use crate::app::routes::{Route, Routes};
 use crate::app::sweep::{SweepOptions, Sweeper};
 use crate::app::worker::Worker;
 use crate::config::{Config, Tenant};
-use crate::domain::model::LinkKey;
-use crate::domain::plan::Plan;
 use crate::http::{self, AppState, DoorMetrics, Doors, Phase};
 use crate::ports::{Clock, Store};
 use crate::telemetry;
@@ -158,8 +158,8 @@ pub(super) struct Service {
     pub(super) address: SocketAddr,
     /// Its state.
     pub(super) store: Arc<dyn Store>,
-    routes: Arc<Routes>,
-    reconciler: Reconciler,
+    #[cfg(feature = "emulator")]
+    looker: (Arc<Routes>, Reconciler),
     phase: Phase,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -224,7 +224,8 @@ impl Service {
         };
         tasks.spawn(sweeper.run(stop.clone()));
         tasks.spawn(purge(store.clone(), clock.clone(), stop.clone()));
-        let reconciler = Reconciler { store: store.clone(), clock, metrics, watch };
+        #[cfg(feature = "emulator")]
+        let looker = (routes, Reconciler { store: store.clone(), clock, metrics, watch });
         phase.running();
         let serving = http::serve(listener, http::router(state), stop.clone());
         tasks.spawn(async move {
@@ -232,13 +233,26 @@ impl Service {
                 error!("the doors have closed: {error}");
             }
         });
-        Ok(Self { address, store, routes, reconciler, phase, stop, tasks })
+        Ok(Self {
+            address,
+            store,
+            #[cfg(feature = "emulator")]
+            looker,
+            phase,
+            stop,
+            tasks,
+        })
     }
 
     /// What would be written now for a link, and why.
-    pub(super) async fn look(&self, key: &LinkKey) -> anyhow::Result<Plan> {
-        let route = self.routes.of_link(key).context("the link belongs to no route")?;
-        Ok(self.reconciler.look(route, key).await?)
+    #[cfg(feature = "emulator")]
+    pub(super) async fn look(
+        &self,
+        key: &crate::domain::model::LinkKey,
+    ) -> anyhow::Result<crate::domain::plan::Plan> {
+        let (routes, reconciler) = &self.looker;
+        let route = routes.of_link(key).context("the link belongs to no route")?;
+        Ok(reconciler.look(route, key).await?)
     }
 
     /// Takes no more work, finishes what is under way, and ends.

@@ -294,7 +294,10 @@ fn run(mut world: World, without: Guard, nature: Nature, how: Run) -> World {
     if again { requeue(world) } else { world }
 }
 
-fn steps(world: &World) -> Vec<(Option<(usize, u8)>, Option<Run>)> {
+/// Somebody edits a side to a value, or the job runs.
+type Next = (Option<(usize, u8)>, Option<Run>);
+
+fn steps(world: &World) -> Vec<Next> {
     let edits: Vec<(usize, u8)> = if world.edits < 3 {
         SIDES.iter().flat_map(|&s| (0..3).map(move |v| (s, v))).collect()
     } else {
