@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::defender::{format_instant, person};
-use super::{Answer, Moment, Refusal, Switch};
+use super::{Answer, Moment, Person, Refusal, Switch};
 use crate::domain::model::workspace_id;
 use crate::emulator::odata::{Filter, OrderBy};
 
@@ -70,6 +70,12 @@ pub const SWITCHES: &[Switch] = &[
         name: "defenderSwitch",
         values: &["off", "on"],
         meaning: "whether the workspace is onboarded to the Defender portal: relations are refused (sentinel.md 18)",
+    },
+    Switch {
+        name: "createdProvider",
+        values: &["Azure Sentinel", "Microsoft XDR"],
+        meaning: "the providerName of an incident that is made by PUT in an onboarded workspace: the first was seen, the \
+                  second is documented of all incidents there (sentinel.md 2, 18)",
     },
     Switch {
         name: "armPageSize",
@@ -164,6 +170,12 @@ pub struct Touched {
     pub incident: Value,
     /// The incident's comments, oldest first.
     pub comments: Vec<Value>,
+    /// The alerts that are related to it.
+    pub alerts: Vec<Value>,
+    /// The bookmarks that are related to it.
+    pub bookmarks: Vec<Value>,
+    /// What this change added: `alerts`, `labels`, `comments`, each a list.
+    pub added: Value,
     /// Whether it was created by this change.
     pub created: bool,
     /// Who changed it: the display name of a person, or an application's id.
@@ -187,6 +199,8 @@ pub struct Workspace {
     counter: u64,
     writes: u64,
     last_stamp: Option<OffsetDateTime>,
+    /// Everybody who was named here with both id and principal name, so that the id alone names them again.
+    people: Vec<Person>,
     /// Changes that nobody has taken yet.
     pub touched: Vec<Touched>,
 }
@@ -219,6 +233,7 @@ impl Workspace {
             counter: 0,
             writes: 0,
             last_stamp: None,
+            people: Vec::new(),
             touched: Vec::new(),
         }
     }
@@ -314,6 +329,9 @@ impl Workspace {
             check_etag(&kept.now, body, moment)?;
         }
         let mut next = checked(properties, existing.as_ref().map(|kept| &kept.now), moment)?;
+        if let Some(user) = &moment.caller.user {
+            self.meet(user);
+        }
         self.fill_owner(&mut next);
         let stamp = self.stamp(moment.now);
         let created = existing.is_none();
@@ -331,13 +349,27 @@ impl Workspace {
         next.insert("lastModifiedTimeUtc".into(), json!(stamp));
         next.insert("createdTimeUtc".into(), created_at);
         next.insert("incidentNumber".into(), number.clone());
-        next.insert("providerName".into(), json!("Azure Sentinel"));
-        next.insert("providerIncidentId".into(), json!(number.to_string()));
+        let (provider, provider_id) = match &existing {
+            Some(kept) => (
+                kept.now["properties"]["providerName"].clone(),
+                kept.now["properties"]["providerIncidentId"].clone(),
+            ),
+            None if moment.switches.is("defenderSwitch", "on")
+                && moment.switches.is("createdProvider", "Microsoft XDR") =>
+            {
+                // A number of Defender's, which nobody shall take for the workspace's.
+                (json!("Microsoft XDR"), json!((900_000 + self.counter).to_string()))
+            }
+            None => (json!("Azure Sentinel"), json!(number.to_string())),
+        };
+        next.insert("providerName".into(), provider);
+        next.insert("providerIncidentId".into(), provider_id);
         next.insert("relatedAnalyticRuleIds".into(), json!([]));
         let url = format!("https://portal.azure.com/#asset/Microsoft_Azure_Security_Insights/Incident{id}");
         next.insert("incidentUrl".into(), json!(url));
         let counted = existing.clone().unwrap_or_default();
-        next.insert("additionalData".into(), additional(&counted));
+        let additional = self.additional(&counted, &next["providerName"], &next["providerIncidentId"]);
+        next.insert("additionalData".into(), additional);
         let name = existing.as_ref().and_then(|kept| kept.now["name"].as_str()).unwrap_or(name).to_owned();
         let full = json!({
             "id": id,
@@ -348,7 +380,7 @@ impl Workspace {
         });
         let before = existing.map(|kept| kept.now);
         self.incidents.insert(key(&name), Kept { now: full.clone(), before, ..counted });
-        self.tell(&name, created, moment);
+        self.tell(&name, created, None, moment);
         Ok((if created { 201 } else { 200 }, shown(&full, moment)))
     }
 
@@ -357,58 +389,115 @@ impl Workspace {
         Ok((if self.incidents.remove(&key(name)).is_some() { 200 } else { 204 }, Value::Null))
     }
 
+    fn meet(&mut self, person: &Person) {
+        if !self.people.contains(person) {
+            self.people.push(person.clone());
+        }
+    }
+
     /// Owner members that follow from the one that was given, as the directory has them.
-    fn fill_owner(&self, next: &mut Map<String, Value>) {
+    fn fill_owner(&mut self, next: &mut Map<String, Value>) {
         let Some(Value::Object(owner)) = next.get_mut("owner") else { return };
         let text = |name: &str| owner.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-        let (id, upn, email) = (text("objectId"), text("userPrincipalName"), text("email"));
-        let known = upn.or(email).map(|upn| person(&self.tenant_id, upn));
-        let Some(known) = known else {
-            // An id alone is somebody whom only the directory knows.
-            if let Some(id) = id {
-                let upn = format!("user-{}@contoso.com", id.get(..8).unwrap_or(id).to_lowercase());
-                for (name, value) in [
-                    ("email", upn.clone()),
-                    ("userPrincipalName", upn),
-                    ("assignedTo", format!("User {}", id.get(..8).unwrap_or(id))),
-                ] {
-                    owner.entry(name).or_insert(json!(value));
-                }
-                owner.insert("ownerType".into(), json!("Unknown"));
+        let (id, upn) = (text("objectId"), text("userPrincipalName").or(text("email")));
+        let named = match (id, upn) {
+            (Some(id), upn) => {
+                let met = self.people.iter().find(|met| met.object_id.eq_ignore_ascii_case(id)).cloned();
+                met.unwrap_or_else(|| {
+                    // An id alone is somebody whom only the directory knows.
+                    let made =
+                        format!("user-{}@contoso.com", id.chars().take(8).collect::<String>().to_lowercase());
+                    Person { object_id: id.to_owned(), ..person(&self.tenant_id, upn.unwrap_or(&made)) }
+                })
             }
-            return;
+            (None, Some(upn)) => {
+                let met = self.people.iter().find(|met| met.upn.eq_ignore_ascii_case(upn)).cloned();
+                met.unwrap_or_else(|| person(&self.tenant_id, upn))
+            }
+            (None, None) => return,
         };
+        self.meet(&named);
+        let Person { object_id, upn, display_name } = named;
         for (name, value) in [
-            ("objectId", known.object_id),
-            ("email", known.upn.clone()),
-            ("userPrincipalName", known.upn),
-            ("assignedTo", known.display_name),
+            ("objectId", &object_id),
+            ("email", &upn),
+            ("userPrincipalName", &upn),
+            ("assignedTo", &display_name),
         ] {
-            if owner.get(name).is_none_or(Value::is_null) {
+            if owner.get(name).and_then(Value::as_str).is_none_or(str::is_empty) {
                 owner.insert(name.to_owned(), json!(value));
             }
         }
-        owner.insert("ownerType".into(), json!("Unknown"));
+        if owner.get("ownerType") != Some(&json!("Group")) {
+            owner.insert("ownerType".into(), json!("Unknown"));
+        }
     }
 
-    fn tell(&mut self, name: &str, created: bool, moment: &Moment<'_>) {
+    fn tell(&mut self, name: &str, created: bool, child: Option<(Child, &Value)>, moment: &Moment<'_>) {
         let Some(kept) = self.incidents.get(&key(name)) else { return };
         let (by, by_user) = match &moment.caller.user {
             Some(person) => (person.display_name.clone(), true),
             None => (moment.caller.app_id.clone(), false),
         };
-        let comments = ordered(&kept.comments);
-        let touched = Touched { incident: kept.now.clone(), comments, created, by, by_user };
+        let labels =
+            |incident: &Value| incident["properties"]["labels"].as_array().cloned().unwrap_or_default();
+        let known = kept.before.as_ref().map(labels).unwrap_or_default();
+        let new_labels: Vec<Value> = labels(&kept.now)
+            .into_iter()
+            .filter(|label| !known.iter().any(|old| old["labelName"] == label["labelName"]))
+            .collect();
+        let (alerts, bookmarks) = (alerts(kept), bookmarks(kept));
+        let (mut new_alerts, mut new_comments) = (Vec::new(), Vec::new());
+        match child {
+            Some((Child::Comment, comment)) => new_comments.push(comment.clone()),
+            Some((Child::Relation, relation)) => {
+                let related = &relation["properties"]["relatedResourceName"];
+                new_alerts.extend(alerts.iter().filter(|alert| alert["name"] == *related).cloned());
+            }
+            Some((Child::Task, _)) | None => {}
+        }
+        let touched = Touched {
+            incident: kept.now.clone(),
+            comments: ordered(&kept.comments),
+            alerts,
+            bookmarks,
+            added: json!({"alerts": new_alerts, "labels": new_labels, "comments": new_comments}),
+            created,
+            by,
+            by_user,
+        };
         self.touched.push(touched);
+    }
+
+    fn additional(&self, kept: &Kept, provider: &Value, provider_id: &Value) -> Value {
+        let mut additional = json!({
+            "alertsCount": related(kept, "entities").count(),
+            "bookmarksCount": related(kept, "bookmarks").count(),
+            "commentsCount": kept.comments.len(),
+            "alertProductNames": [],
+            "tactics": [],
+            "techniques": [],
+        });
+        if *provider == "Microsoft XDR" {
+            let id = provider_id.as_str().unwrap_or_default();
+            let url =
+                format!("https://security.microsoft.com/incident2/{id}/overview?tid={}", self.tenant_id);
+            additional["providerIncidentUrl"] = json!(url);
+        }
+        additional
     }
 
     /// An incident changed in what hangs on it.
     fn bump(&mut self, name: &str, tag: bool, time: bool, moment: &Moment<'_>) {
         let etag = self.etag(moment);
         let stamp = self.stamp(moment.now);
+        let Some(kept) = self.incidents.get(&key(name)) else { return };
+        let properties = &kept.now["properties"];
+        let additional =
+            self.additional(kept, &properties["providerName"], &properties["providerIncidentId"]);
         let Some(kept) = self.incidents.get_mut(&key(name)) else { return };
         kept.before = Some(kept.now.clone());
-        kept.now["properties"]["additionalData"] = additional(kept);
+        kept.now["properties"]["additionalData"] = additional;
         if tag {
             kept.now["etag"] = json!(etag);
         }
@@ -476,6 +565,7 @@ impl Workspace {
             Child::Relation => {}
         }
         let segment = child.segment();
+        let id = known.and_then(|known| known["name"].as_str()).unwrap_or(id);
         let own = self.etag(moment);
         let value = json!({
             "id": format!("{}/{segment}/{id}", self.incident_id(kept.now["name"].as_str().unwrap_or(name))),
@@ -489,6 +579,10 @@ impl Workspace {
             kept.children_mut(child).insert(key(id), value.clone());
         }
         self.child_changed(name, child, moment);
+        // Tasks are not among what automation rules see (sentinel.md 16.1).
+        if child != Child::Task {
+            self.tell(name, false, Some((child, &value)), moment);
+        }
         Ok((status, value))
     }
 
@@ -514,7 +608,6 @@ impl Workspace {
         match child {
             Child::Comment => {
                 self.bump(name, true, moment.switches.is("sentinelCommentsTouch", "on"), moment);
-                self.tell(name, false, moment);
             }
             Child::Task | Child::Relation => {
                 self.bump(name, moment.switches.is("tasksTouch", "on"), false, moment);
@@ -589,13 +682,14 @@ impl Workspace {
                     409,
                     "Conflict",
                     format!(
-                        "Relation with name {id} already exists in incident {name} to different alert {other}."
+                        "Failed to create relation. Relation with name {id} already exists in incident {name} to different alert {other}."
                     ),
                 ));
             }
         } else if kept.relations.values().any(same) {
+            let what = if kind == "entities" { "Alert" } else { "Bookmark" };
             return Err(bad(format!(
-                "Failed to create relation. Alert {related_name} already exists in incident {name}."
+                "Failed to create relation. {what} {related_name} already exists in incident {name}."
             )));
         }
         let most = if kind == "entities" { MOST_ALERTS } else { MOST_BOOKMARKS };
@@ -622,42 +716,47 @@ impl Workspace {
     /// `POST /incidents/{name}/alerts`, `/bookmarks`, `/entities`: what is related, as far as it is known here.
     pub fn related(&self, name: &str, what: &str) -> Answer {
         let kept = self.kept(name)?;
-        let of = |kind: &str| {
-            let relations = kept.relations.values();
-            relations
-                .filter(move |r| {
-                    r["properties"]["relatedResourceType"].as_str().is_some_and(|known| known.ends_with(kind))
-                })
-                .map(|r| {
-                    let related =
-                        r["properties"]["relatedResourceName"].as_str().unwrap_or_default().to_owned();
-                    (related, r["properties"]["relatedResourceId"].clone())
-                })
-                .collect::<Vec<_>>()
-        };
-        match what {
-            "alerts" => {
-                let alert = |(name, id): (String, Value)| {
-                    json!({
-                        "id": id, "name": name, "type": "Microsoft.SecurityInsights/Entities", "kind": "SecurityAlert",
-                        "properties": {"systemAlertId": name, "friendlyName": name, "alertDisplayName": name},
-                    })
-                };
-                Ok((200, json!({"value": of("entities").into_iter().map(alert).collect::<Vec<_>>()})))
-            }
-            "bookmarks" => {
-                let bookmark = |(name, id): (String, Value)| {
-                    json!({
-                        "id": id, "name": name, "type": "Microsoft.SecurityInsights/Entities", "kind": "Bookmark",
-                        "properties": {"displayName": name, "query": "SecurityEvent"},
-                    })
-                };
-                Ok((200, json!({"value": of("bookmarks").into_iter().map(bookmark).collect::<Vec<_>>()})))
-            }
-            // Entities come with alerts that carry them, and alerts made here carry none.
-            _ => Ok((200, json!({"entities": [], "metaData": []}))),
-        }
+        Ok((
+            200,
+            match what {
+                "alerts" => json!({"value": alerts(kept)}),
+                "bookmarks" => json!({"value": bookmarks(kept)}),
+                // Entities come with alerts that carry them, and alerts made here carry none.
+                _ => json!({"entities": [], "metaData": []}),
+            },
+        ))
     }
+}
+
+/// The properties of the relations to `entities` or to `bookmarks`.
+fn related<'k>(kept: &'k Kept, kind: &'k str) -> impl Iterator<Item = &'k Value> {
+    kept.relations.values().map(|relation| &relation["properties"]).filter(move |properties| {
+        properties["relatedResourceType"].as_str().is_some_and(|known| known.ends_with(kind))
+    })
+}
+
+fn alerts(kept: &Kept) -> Vec<Value> {
+    let alert = |properties: &Value| {
+        let name = &properties["relatedResourceName"];
+        json!({
+            "id": properties["relatedResourceId"], "name": name, "type": "Microsoft.SecurityInsights/Entities",
+            "kind": "SecurityAlert",
+            "properties": {"systemAlertId": name, "friendlyName": name, "alertDisplayName": name},
+        })
+    };
+    related(kept, "entities").map(alert).collect()
+}
+
+fn bookmarks(kept: &Kept) -> Vec<Value> {
+    let bookmark = |properties: &Value| {
+        let name = &properties["relatedResourceName"];
+        json!({
+            "id": properties["relatedResourceId"], "name": name, "type": "Microsoft.SecurityInsights/Entities",
+            "kind": "Bookmark",
+            "properties": {"displayName": name, "query": "SecurityEvent"},
+        })
+    };
+    related(kept, "bookmarks").map(bookmark).collect()
 }
 
 /// How much a page holds when nobody asks for more or less.
@@ -679,30 +778,16 @@ fn ordered(children: &BTreeMap<String, Value>) -> Vec<Value> {
     list
 }
 
-fn additional(kept: &Kept) -> Value {
-    let of = |kind: &str| {
-        let relations = kept.relations.values();
-        relations
-            .filter(|r| r["properties"]["relatedResourceType"].as_str().is_some_and(|t| t.ends_with(kind)))
-            .count()
-    };
-    json!({
-        "alertsCount": of("entities"),
-        "bookmarksCount": of("bookmarks"),
-        "commentsCount": kept.comments.len(),
-        "alertProductNames": [],
-        "tactics": [],
-        "techniques": [],
-    })
-}
-
 fn check_etag(now: &Value, body: &Value, moment: &Moment<'_>) -> Result<(), Refusal> {
     let current = now["etag"].as_str().unwrap_or_default();
     let conflict = || {
-        let status = if moment.switches.is("staleEtag", "412") { 412 } else { 409 };
+        if moment.switches.is("staleEtag", "412") {
+            let message = "The condition specified using HTTP conditional header(s) is not met.";
+            return Refusal::new(412, "PreconditionFailed", message);
+        }
         let name = now["name"].as_str().unwrap_or_default();
         let message = format!("Newer version of resource '{name}' exists. Data was not saved");
-        Refusal::new(status, "Conflict", message)
+        Refusal::new(409, "Conflict", message)
     };
     match body["etag"].as_str() {
         Some(etag) if etag == current => Ok(()),
@@ -865,19 +950,21 @@ fn check_task(given: &Value, known: Option<&Value>, kept: &Kept) -> Result<Map<S
     Ok(full)
 }
 
+fn nobody() -> Value {
+    json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null})
+}
+
 /// An incident as it is answered: an owner that is nobody has several forms.
 fn shown(value: &Value, moment: &Moment<'_>) -> Value {
     let mut value = value.clone();
-    let nobody = value["properties"]["owner"].as_object().is_none_or(Map::is_empty);
-    if nobody && let Some(properties) = value["properties"].as_object_mut() {
+    let unowned = value["properties"]["owner"].as_object().is_none_or(Map::is_empty);
+    if unowned && let Some(properties) = value["properties"].as_object_mut() {
         if moment.switches.is("emptyOwner", "absent") {
             properties.remove("owner");
         } else if moment.switches.is("emptyOwner", "empty") {
             properties.insert("owner".into(), json!({}));
         } else {
-            let nulls =
-                json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null});
-            properties.insert("owner".into(), nulls);
+            properties.insert("owner".into(), nobody());
         }
     }
     value
@@ -974,18 +1061,17 @@ fn read_token(token: &str) -> Option<Value> {
 
 /// The body that an automation rule's playbook posts (`sentinel.md` §16.1).
 pub fn playbook_body(workspace: &Workspace, touched: &Touched, event_id: &Uuid) -> Value {
-    let Touched { incident, comments, created, by, by_user } = touched;
+    let Touched { incident, comments, alerts, bookmarks, added, created, by, by_user } = touched;
     let mut object = incident.clone();
     if let Some(properties) = object["properties"].as_object_mut() {
-        for name in ["alerts", "relatedEntities", "bookmarks"] {
-            properties.insert(name.to_owned(), json!([]));
-        }
+        properties.insert("alerts".into(), json!(alerts));
+        properties.insert("bookmarks".into(), json!(bookmarks));
+        properties.insert("relatedEntities".into(), json!([]));
         properties.insert("comments".into(), json!(comments));
         properties.entry("description").or_insert(json!(""));
-        // Captured bodies show an owner of nulls where the API leaves it out.
-        let owner = properties.entry("owner").or_insert(json!({}));
-        if owner.as_object().is_none_or(Map::is_empty) {
-            *owner = json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null});
+        // Nobody is an object of nulls here, whatever the answers of the API have (sentinel.md 6).
+        if properties.get("owner").and_then(Value::as_object).is_none_or(Map::is_empty) {
+            properties.insert("owner".into(), nobody());
         }
     }
     let mut body = json!({
@@ -1004,7 +1090,10 @@ pub fn playbook_body(workspace: &Workspace, touched: &Touched, event_id: &Uuid) 
         body["incidentUpdates"] = json!({
             "updatedBy": {"source": if *by_user { "User" } else { "Application" }, "name": by},
             "updatedTime": incident["properties"]["lastModifiedTimeUtc"],
-            "alerts": [],
+            "alerts": added["alerts"],
+            "labels": added["labels"],
+            "comments": added["comments"],
+            "tactics": [],
         });
     }
     body
@@ -1200,7 +1289,80 @@ mod tests {
         body["properties"]["owner"] = json!({"userPrincipalName": null, "objectId": null});
         let (_, nobody) = workspace.put_incident("1", &body, &moment).expect("updated");
         assert_eq!(nobody["properties"]["owner"]["objectId"], Value::Null);
-        assert!(nobody["properties"]["owner"].get("ownerType").is_none());
+        assert!(nobody["properties"].get("owner").is_none(), "{nobody}");
+        // The id of somebody who was named before is enough.
+        body["etag"] = nobody["etag"].clone();
+        body["properties"]["owner"] = json!({"objectId": made["properties"]["owner"]["objectId"]});
+        let (_, again) = workspace.put_incident("1", &body, &moment).expect("updated");
+        assert_eq!(again["properties"]["owner"], made["properties"]["owner"]);
+        // As in the published example: an id that nobody has heard of is completed too.
+        body["etag"] = again["etag"].clone();
+        body["properties"]["owner"] = json!({"objectId": "2046feea-040d-4a46-9e2b-91c2941bfa70"});
+        let (_, other) = workspace.put_incident("1", &body, &moment).expect("updated");
+        for name in ["email", "userPrincipalName", "assignedTo"] {
+            assert!(other["properties"]["owner"][name].is_string(), "{name}");
+        }
+    }
+
+    #[test]
+    fn playbooks_hear_of_creates_updates_comments_and_alerts_only() {
+        let switches = Switches::new(&[SWITCHES]);
+        let ann = Caller { user: Some(person("t", "ann.lee@contoso.com")), ..app() };
+        let moment = Moment { now: EPOCH, caller: &ann, switches: &switches };
+        let mut workspace = workspace();
+        workspace.put_incident("1", &plain(), &moment).expect("created");
+        let mut labelled = plain();
+        labelled["properties"]["labels"] = json!([{"labelName": "vip"}]);
+        workspace.put_incident("1", &labelled, &moment).expect("updated");
+        let comment = json!({"properties": {"message": "Hello"}});
+        workspace.put_child("1", Child::Comment, "c", &comment, &moment).expect("made");
+        let base = workspace.resource_id();
+        let alert = format!("{base}/providers/Microsoft.SecurityInsights/entities/a1");
+        let alert = json!({"properties": {"relatedResourceId": alert}});
+        workspace.put_child("1", Child::Relation, "rel-1", &alert, &moment).expect("made");
+        let task = json!({"properties": {"title": "Call", "status": "New"}});
+        workspace.put_child("1", Child::Task, "t", &task, &moment).expect("made");
+        workspace.delete_child("1", Child::Comment, "c", &moment).expect("deleted");
+        workspace.delete_incident("1").expect("deleted");
+
+        let touched = std::mem::take(&mut workspace.touched);
+        let bodies: Vec<Value> =
+            touched.iter().map(|touched| playbook_body(&workspace, touched, &Uuid::nil())).collect();
+        let events: Vec<&Value> = bodies.iter().map(|body| &body["objectEventType"]).collect();
+        assert_eq!(events, ["Create", "Update", "Update", "Update"]);
+        assert!(bodies[0].get("incidentUpdates").is_none());
+        assert_eq!(bodies[0]["object"]["properties"]["owner"], nobody());
+        assert_eq!(bodies[1]["incidentUpdates"]["updatedBy"], json!({"source": "User", "name": "Ann Lee"}));
+        assert_eq!(bodies[1]["incidentUpdates"]["labels"][0]["labelName"], "vip");
+        assert_eq!(bodies[2]["incidentUpdates"]["comments"][0]["name"], "c");
+        assert_eq!(bodies[2]["incidentUpdates"]["labels"], json!([]), "only what is new");
+        assert_eq!(bodies[3]["incidentUpdates"]["alerts"][0]["name"], "a1");
+        assert_eq!(bodies[3]["object"]["properties"]["additionalData"]["alertsCount"], 1);
+    }
+
+    #[test]
+    fn an_onboarded_workspace_refuses_relations_and_may_name_defender_as_provider() {
+        let mut switches = Switches::new(&[SWITCHES]);
+        switches.set("defenderSwitch", "on").expect("known");
+        let app = app();
+        let mut workspace = workspace();
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        let (_, seen) = workspace.put_incident("1", &plain(), &moment).expect("created");
+        assert_eq!(seen["properties"]["providerName"], "Azure Sentinel");
+        assert_eq!(
+            workspace.put_child("1", Child::Relation, "rel", &json!({}), &moment).expect_err("no").status,
+            400
+        );
+        switches.set("createdProvider", "Microsoft XDR").expect("known");
+        let moment = Moment { now: EPOCH, caller: &app, switches: &switches };
+        workspace.put_incident("2", &plain(), &moment).expect("created");
+        let (_, seen) = workspace.put_incident("2", &plain(), &moment).expect("updated");
+        let properties = &seen["properties"];
+        assert_eq!(properties["providerName"], "Microsoft XDR");
+        let id = properties["providerIncidentId"].as_str().expect("an id");
+        assert_ne!(id, properties["incidentNumber"].to_string());
+        let url = properties["additionalData"]["providerIncidentUrl"].as_str().expect("a link");
+        assert!(url.contains(id), "{url}");
     }
 
     #[test]
