@@ -52,7 +52,8 @@ async fn serve(
 fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &Uri, body: &Bytes) -> Answer {
     let options = options(uri.query());
     let version = options.iter().find(|(name, _)| name == "api-version").map(|(_, value)| value.clone());
-    let Some(version) = version.filter(|version| !version.is_empty()) else {
+    let Some(version) = version.filter(|version| !version.is_empty()).map(|version| version.to_lowercase())
+    else {
         let message = "The api-version query parameter (?api-version=) is required for all requests.";
         return Err(Refusal::new(400, "MissingApiVersionParameter", message));
     };
@@ -112,7 +113,12 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
         [Child::Comment, Child::Relation, Child::Task].into_iter().find(|child| child.segment() == segment)
     };
     let unsupported = || {
-        let message = format!("The verb {method} is not supported here for api-version '{version}'.");
+        let message = format!(
+            "The HTTP resource that matches the request URI '{}{}' with API version '{version}' does not support HTTP \
+             method '{method}'.",
+            shared.hello.arm,
+            uri.path()
+        );
         Err(Refusal::new(405, "UnsupportedApiVersion", message))
     };
     match (rest, child(rest.get(1).copied().unwrap_or_default())) {
