@@ -325,6 +325,7 @@ async fn forget_calls(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn state(State(shared): State<Arc<Shared>>) -> Response {
-    let described = shared.world().describe();
+    let mut described = shared.world().describe();
+    described["deliveries"] = shared.playbooks.deliveries();
     told(Ok((StatusCode::OK, described)))
 }

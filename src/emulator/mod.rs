@@ -58,6 +58,10 @@ pub struct Args {
     /// Makes a run repeatable: the first tenant, subscription and workspace follow from it.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// How long a playbook waits before its first repetition; the later waits grow from it [default: 7500, as Logic
+    /// Apps do].
+    #[arg(long, value_name = "MS")]
+    pub playbook_wait_ms: Option<u64>,
 }
 
 /// Where everything is: the first line on standard output.
@@ -209,7 +213,7 @@ pub async fn start(args: &Args) -> anyhow::Result<Running> {
         calls: Mutex::default(),
         signer: Signer::new()?,
         hello: hello.clone(),
-        playbooks: notify::Playbooks::default(),
+        playbooks: notify::Playbooks::new(args.playbook_wait_ms.map(Duration::from_millis)),
     });
     let routers: [Router; 5] = [
         entra::router(Arc::clone(&shared)),

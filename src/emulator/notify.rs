@@ -1,9 +1,11 @@
 //! What the services send by themselves: playbooks of automation rules (`sentinel.md` §16.1), signed with Standard
 //! Webhooks and retried as Logic Apps do, and Graph's change notifications where they are switched on.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -15,8 +17,12 @@ use crate::domain::signature::Secret;
 
 /// A Logic App's HTTP action waits this long (sentinel.md 16.1: 120 s on the consumption plan).
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The default retry policy: four more tries, exponentially, between 5 and 45 s.
-const RETRIES: [f64; 4] = [7.5, 15.0, 30.0, 45.0];
+/// The unit of Logic Apps' default retry policy, and its waits in units: four more tries, exponentially, and none more
+/// than 45 s apart.
+const UNIT: Duration = Duration::from_millis(7_500);
+const RETRIES: [f64; 4] = [1.0, 2.0, 4.0, 6.0];
+/// Older deliveries than this many are forgotten.
+const MOST_DELIVERIES: usize = 1_000;
 /// How long Graph waits for the echo of a validation token.
 const VALIDATION_PATIENCE: Duration = Duration::from_secs(10);
 /// Graph's own retries are exponential and unpublished (graph.md 13.5); these are ours.
@@ -30,15 +36,31 @@ struct Playbook {
     secret: Secret,
 }
 
+/// What became of one message.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Sent {
+    webhook_id: String,
+    url: String,
+    incident: String,
+    /// The status of each try; none where the connection failed.
+    tries: Vec<Option<u16>>,
+    /// Whether another try is to come.
+    running: bool,
+}
+
 /// The registered playbooks, and who sends for them.
 pub(crate) struct Playbooks {
     list: Mutex<Vec<Playbook>>,
+    sent: Mutex<VecDeque<Sent>>,
+    unit: Duration,
     http: reqwest::Client,
     stopped: CancellationToken,
 }
 
-impl Default for Playbooks {
-    fn default() -> Self {
+impl Playbooks {
+    /// None registered. The waits between two tries are multiples of the unit, by default that of Logic Apps.
+    pub(super) fn new(unit: Option<Duration>) -> Self {
         // The builder fails only where no TLS back end can be made; the default client then says so when it sends.
         let http = reqwest::Client::builder()
             .no_proxy()
@@ -47,11 +69,32 @@ impl Default for Playbooks {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .unwrap_or_default();
-        Self { list: Mutex::default(), http, stopped: CancellationToken::new() }
+        Self {
+            list: Mutex::default(),
+            sent: Mutex::default(),
+            unit: unit.unwrap_or(UNIT),
+            http,
+            stopped: CancellationToken::new(),
+        }
     }
-}
 
-impl Playbooks {
+    fn sent(&self) -> MutexGuard<'_, VecDeque<Sent>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest deliveries, oldest first, for `GET /state`.
+    pub(super) fn deliveries(&self) -> Value {
+        json!(*self.sent())
+    }
+
+    fn note(&self, webhook_id: &str, status: Option<u16>, running: bool) {
+        let mut sent = self.sent();
+        if let Some(sent) = sent.iter_mut().rev().find(|sent| sent.webhook_id == webhook_id) {
+            sent.tries.push(status);
+            sent.running = running;
+        }
+    }
+
     /// Reads an order of the control listener.
     pub(super) fn register(&self, order: &Value, world: &World) -> Result<Value, String> {
         let text = |name: &str| order[name].as_str().filter(|text| !text.is_empty());
@@ -83,6 +126,9 @@ impl Playbooks {
 }
 
 fn is_loopback(url: &url::Url) -> bool {
+    if !matches!(url.scheme(), "http" | "https") {
+        return false;
+    }
     match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
@@ -95,7 +141,7 @@ fn is_loopback(url: &url::Url) -> bool {
 pub(super) fn send(shared: &Arc<Shared>) {
     let now = shared.now();
     let mut posts: Vec<(String, Value)> = Vec::new();
-    let mut playbooks: Vec<(Playbook, Uuid, Vec<u8>)> = Vec::new();
+    let mut playbooks: Vec<(Playbook, Uuid, String, Vec<u8>)> = Vec::new();
     {
         let mut world = shared.world();
         let list = shared.playbooks.list.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -105,7 +151,8 @@ pub(super) fn send(shared: &Arc<Shared>) {
                 for change in &touched {
                     let id = Uuid::new_v4();
                     let body = playbook_body(workspace, change, &id);
-                    playbooks.push((playbook.clone(), id, body.to_string().into_bytes()));
+                    let incident = body["object"]["name"].as_str().unwrap_or_default().to_owned();
+                    playbooks.push((playbook.clone(), id, incident, body.to_string().into_bytes()));
                 }
             }
         }
@@ -115,15 +162,24 @@ pub(super) fn send(shared: &Arc<Shared>) {
             }
         }
     }
-    for (playbook, id, body) in playbooks {
+    for (playbook, id, incident, body) in playbooks {
         let id = format!("msg_{}", id.simple());
-        let delivery =
-            Delivery { url: playbook.url, body, signed: Some((playbook.secret, id)), waits: &RETRIES };
+        {
+            let mut sent = shared.playbooks.sent();
+            if sent.len() >= MOST_DELIVERIES {
+                sent.pop_front();
+            }
+            let (webhook_id, url) = (id.clone(), playbook.url.clone());
+            sent.push_back(Sent { webhook_id, url, incident, tries: Vec::new(), running: true });
+        }
+        let waits = RETRIES.map(|units| shared.playbooks.unit.mul_f64(units));
+        let delivery = Delivery { url: playbook.url, body, signed: Some((playbook.secret, id)), waits };
         tokio::spawn(deliver(Arc::clone(shared), delivery));
     }
     for (url, body) in posts {
         let body = body.to_string().into_bytes();
-        let delivery = Delivery { url, body, signed: None, waits: &GRAPH_RETRIES };
+        let delivery =
+            Delivery { url, body, signed: None, waits: GRAPH_RETRIES.map(Duration::from_secs_f64) };
         tokio::spawn(deliver(Arc::clone(shared), delivery));
     }
 }
@@ -134,25 +190,27 @@ struct Delivery {
     body: Vec<u8>,
     /// The secret and the delivery's id: the same for every try, signed anew, because its timestamp must be fresh.
     signed: Option<(Secret, String)>,
-    waits: &'static [f64],
+    waits: [Duration; 4],
 }
 
 /// Tries until it is answered for good.
 async fn deliver(shared: Arc<Shared>, delivery: Delivery) {
     for wait in delivery.waits.iter().map(Some).chain([None]) {
-        if post(&shared, &delivery).await {
-            return;
+        let status = post(&shared, &delivery).await;
+        let again = wait.filter(|_| matches!(status, None | Some(408 | 429 | 500..=599)));
+        if let Some((_, id)) = &delivery.signed {
+            shared.playbooks.note(id, status, again.is_some());
         }
-        let Some(seconds) = wait else { return };
+        let Some(wait) = again else { return };
         tokio::select! {
             () = shared.playbooks.stopped.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_secs_f64(*seconds)) => {}
+            () = tokio::time::sleep(*wait) => {}
         }
     }
 }
 
-/// Whether the receiver answered for good: a success, or a refusal that no repeat would change.
-async fn post(shared: &Shared, delivery: &Delivery) -> bool {
+/// What the receiver answered, if it did.
+async fn post(shared: &Shared, delivery: &Delivery) -> Option<u16> {
     let Delivery { url, body, signed, .. } = delivery;
     let mut request = shared.playbooks.http.post(url).header("content-type", "application/json");
     if let Some((secret, id)) = signed {
@@ -163,10 +221,8 @@ async fn post(shared: &Shared, delivery: &Delivery) -> bool {
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", signature);
     }
-    match request.body(body.clone()).send().await {
-        Ok(answer) => !matches!(answer.status().as_u16(), 408 | 429 | 500..=599),
-        Err(_) => false,
-    }
+    let answer = request.body(body.clone()).send().await;
+    answer.ok().map(|answer| answer.status().as_u16())
 }
 
 /// The handshake of a subscription (graph.md 13.3).

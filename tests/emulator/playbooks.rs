@@ -1,6 +1,7 @@
 //! Playbooks: what a workspace posts when an incident of it changes, signed, and repeated until it is taken.
 
 use lockstep::domain::signature::{Secret, verify};
+use lockstep::emulator::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -12,6 +13,12 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 fn properties(title: &str) -> Value {
     json!({"properties": {"title": title, "severity": "Medium", "status": "New"}})
+}
+
+/// An emulator whose playbooks wait milliseconds where Logic Apps wait seconds.
+async fn impatient() -> Desk {
+    let args = Args { playbook_wait_ms: Some(2), ..Args::default() };
+    Desk::start(args, reqwest::Client::builder()).await
 }
 
 async fn register(desk: &Desk, workspace: &str, url: &str) {
@@ -58,7 +65,7 @@ async fn each_change_is_posted_under_a_signature_that_holds() {
 
 #[tokio::test]
 async fn a_refused_post_comes_again_under_the_same_id() {
-    let desk = Desk::open().await;
+    let desk = impatient().await;
     let receiver = Receiver::open(|seen| (if seen == 0 { 503 } else { 202 }, String::new())).await;
     register(&desk, &desk.workspace(), &receiver.url).await;
     let token = desk.app_token("arm", "writer").await;
@@ -70,6 +77,44 @@ async fn a_refused_post_comes_again_under_the_same_id() {
     .await;
     assert_eq!(got[0].headers.get("webhook-id"), got[1].headers.get("webhook-id"));
     assert_eq!(got[0].body, got[1].body);
+}
+
+#[tokio::test]
+async fn a_sender_repeats_four_times_and_not_at_all_when_told_no() {
+    let desk = impatient().await;
+    let token = desk.app_token("arm", "writer").await;
+    let down = Receiver::open(|_| (500, String::new())).await;
+    register(&desk, &desk.workspace(), &down.url).await;
+    let forbidding = Receiver::open(|_| (401, String::new())).await;
+    register(&desk, &desk.workspace(), &forbidding.url).await;
+    // Nobody listens at a port that was just given back.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+    register(&desk, &desk.workspace(), &format!("http://{free}/")).await;
+    desk.arm(&token, Method::PUT, "/incidents/unheard", properties("Unheard")).await.expect(201);
+    let deliveries = until("the ends of three deliveries", async || {
+        let state = desk.state().await;
+        let deliveries = state["deliveries"].as_array().expect("a list").clone();
+        (deliveries.len() == 3 && deliveries.iter().all(|one| one["running"] == false)).then_some(deliveries)
+    })
+    .await;
+    let tries: Vec<&Value> = deliveries.iter().map(|delivery| &delivery["tries"]).collect();
+    assert_eq!(
+        tries,
+        [&json!([500, 500, 500, 500, 500]), &json!([401]), &json!([null, null, null, null, null])]
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_posted_beyond_this_machine() {
+    let desk = Desk::open().await;
+    for url in
+        ["http://example.com/", "http://10.0.0.1/", "http://127.0.0.1.example.com/", "ftp://127.0.0.1/", "x"]
+    {
+        let body =
+            json!({"workspace": desk.workspace(), "url": url, "auth": {"kind": "hmac", "secret": SECRET}});
+        let reply = desk.control(Method::POST, "/playbooks", body).await;
+        assert_eq!(reply.status, 400, "{url} {}", reply.text);
+    }
 }
 
 #[tokio::test]
