@@ -22,6 +22,7 @@ use crate::domain::signature::Secret;
 
 /// The variables that override the file, with what each of them stands for.
 pub const VARIABLES: &[(&str, &str)] = &[
+    ("LOCKSTEP_CONFIG", "--config: the configuration file"),
     ("LOCKSTEP_LISTEN", "server.listen: the address and port of the HTTP service"),
     ("LOCKSTEP_PUBLIC_URL", "server.public_url: where the senders of notifications reach the service"),
     ("LOCKSTEP_STORE_URL", "store.url: sqlite://FILE or postgres://…"),

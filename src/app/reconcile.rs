@@ -24,7 +24,7 @@ use crate::ports::{Clock, Fence, Held, Hint, JournalEntry, LinkRecord, Store, St
 
 /// How long a link's fence lasts from the moment it was taken or prolonged: well over one request's time limit, since
 /// it is prolonged immediately before each send.
-pub const FENCE_FOR: Duration = Duration::from_secs(60);
+pub const FENCE_FOR: Duration = Duration::from_secs(45);
 /// How many writes a link may take in an hour. People do not edit that often; two programs that disagree do.
 pub const MOST_WRITES_AN_HOUR: u64 = 20;
 /// How often a read that seems to lag, or that finds nothing where something was, is repeated before it is believed:

@@ -18,11 +18,11 @@ use crate::domain::retry::{self, HELD_DELAY, Verdict};
 use crate::ports::{Clock, Dice, Fence, JobLease, Settlement, Store, StoreError};
 
 /// How long a job is leased. A worker that dies gives its job back after this time.
-pub const LEASE_FOR: Duration = Duration::from_secs(90);
+pub const LEASE_FOR: Duration = Duration::from_secs(55);
 /// How long one link may take; well below the lease, and below the fence that is prolonged before each send.
-const LINK_TIME: Duration = Duration::from_secs(40);
+const LINK_TIME: Duration = Duration::from_secs(35);
 /// How long all links of one job may take together.
-const STEP_TIME: Duration = Duration::from_secs(75);
+const STEP_TIME: Duration = Duration::from_secs(45);
 /// How long a served row rests, so that the hints of a burst gather on it.
 const REST: Duration = Duration::from_millis(150);
 /// This many hints so soon after the row was served are a burst.

@@ -3,6 +3,7 @@
 mod check;
 #[cfg(feature = "emulator")]
 mod demo;
+mod explain;
 mod operate;
 mod plan;
 mod serve;
@@ -77,6 +78,18 @@ enum Command {
         #[command(flatten)]
         file: ConfigFile,
     },
+    /// Tell what was written for one incident, when, and why.
+    Explain {
+        /// The route's name.
+        route: String,
+        /// The Defender incident's id.
+        incident: String,
+        /// How many entries of the journal to look back.
+        #[arg(long, default_value_t = 100)]
+        last: usize,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Stop all writes of a route at once. Survives a restart.
     Hold {
         #[command(flatten)]
@@ -140,6 +153,9 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Emulator(args) => crate::emulator::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Check { file, connect } => check::run(&file.config, file.load(), connect).await,
         Command::Plan { route, incident, file } => plan::run(&file.load()?, &route, &incident).await,
+        Command::Explain { route, incident, last, file } => {
+            explain::run(&file.load()?, &route, &incident, last).await
+        }
         Command::Hold { which, reason, file } => operate::hold(&file.load()?, &which, &reason).await,
         Command::Release { which, file } => operate::release(&file.load()?, &which).await,
         Command::Parked { file } => operate::parked(&file.load()?).await,
