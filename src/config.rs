@@ -230,7 +230,9 @@ impl Config {
             problems: vec![Problem {
                 place: None,
                 key: String::new(),
-                message: format!("cannot be read: {error}"),
+                message: format!(
+                    "cannot be read: {error}. Name the file with --config; deploy/lockstep.sample.toml is a complete one"
+                ),
             }],
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));

@@ -21,6 +21,9 @@ pub(super) async fn run(
         config.workspaces.len(),
         config.routes.len()
     );
+    if config.routes.is_empty() {
+        println!("      there are no [[routes]]: nothing would be kept in step");
+    }
     if !connect {
         println!("      the tenants and workspaces were not asked; --connect does that");
         return Ok(ExitCode::SUCCESS);

@@ -18,6 +18,9 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         service.address,
         config.routes.len()
     );
+    if config.routes.is_empty() {
+        tracing::warn!("there are no [[routes]]: nothing is kept in step");
+    }
     for workspace in config.workspaces.iter().filter(|workspace| workspace.webhook_secrets.is_empty()) {
         info!(
             "workspace {} has no webhook_secrets: its playbook door is shut, polling finds its changes",
