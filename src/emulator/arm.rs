@@ -15,8 +15,9 @@ use super::world::sentinel::{Child, Workspace};
 use super::world::{Answer, Caller, Moment, Refusal, World};
 use crate::domain::model::workspace_id;
 
-/// The versions that answer (sentinel.md 1).
-const VERSIONS: [&str; 12] = [
+/// The versions that answer (sentinel.md 1). The oldest is the one that Microsoft's stable Python SDK sends.
+const VERSIONS: [&str; 13] = [
+    "2021-10-01",
     "2022-08-01",
     "2022-11-01",
     "2023-02-01",

@@ -192,3 +192,22 @@ async fn a_person_is_found_by_name_and_by_id() {
     let nobody = "00000000-0000-4000-8000-00000000dead";
     desk.graph(&token, Method::GET, &format!("/users/{nobody}"), Value::Null).await.refused(404);
 }
+
+#[tokio::test]
+async fn equal_times_when_switched_on_never_run_backwards() {
+    let desk = Desk::open().await;
+    let token = desk.app_token("graph", "writer").await;
+    let id = desk.incident(incident("Fast")).await;
+    desk.switch("equalTimes", "on").await;
+    let path = format!("/security/incidents/{id}");
+    let mut before = instant(&desk.graph(&token, Method::GET, &path, Value::Null).await.expect(200));
+    let mut equal = 0;
+    for n in 0..5 {
+        let patch = json!({"displayName": format!("Fast {n}")});
+        let now = instant(&desk.graph(&token, Method::PATCH, &path, patch).await.expect(200));
+        assert!(now >= before, "{now} after {before}");
+        equal += u32::from(now == before);
+        before = now;
+    }
+    assert!(equal > 0, "five writes within moments all have times of their own");
+}
