@@ -31,6 +31,9 @@ impl fmt::Display for Subject {
     }
 }
 
+/// One system of one customer: the side, and [`Subject::scope`].
+pub type Scope = (Side, String);
+
 /// "Something about this incident may have changed": all that a notification or a poll is ever taken for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hint {
@@ -219,9 +222,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// Leases up to `most` rows that want service, are not parked, not leased (or their lease ran out) and due,
     /// oldest hint first but fair between scopes (no scope gets a second row while another waits for its first).
+    /// Scopes in `skip` get none: they cannot be served now, and looking at their rows would be work for nothing.
     async fn lease_jobs(
         &self,
         most: usize,
+        skip: &[Scope],
         now: OffsetDateTime,
         until: OffsetDateTime,
     ) -> Result<Vec<JobLease>, StoreError>;

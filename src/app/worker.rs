@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -15,7 +16,7 @@ use crate::app::routes::{Route, Routes};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{LinkKey, Side};
 use crate::domain::retry::{self, HELD_DELAY, Verdict};
-use crate::ports::{Clock, Dice, Fence, JobLease, Settlement, Store, StoreError};
+use crate::ports::{Clock, Dice, Fence, JobLease, Scope, Settlement, Store, StoreError};
 
 /// How long a job is leased. A worker that dies gives its job back after this time.
 pub const LEASE_FOR: Duration = Duration::from_secs(55);
@@ -34,6 +35,10 @@ const BURST_WINDOW: Duration = Duration::from_secs(1);
 const BUSY_DELAY: Duration = Duration::from_millis(200);
 /// When a job whose scope has its share of the workers is looked at again.
 const FULL_DELAY: Duration = Duration::from_secs(1);
+/// The longest that a closed side's rows are left out without a look.
+const LONGEST_CLOSED: Duration = Duration::from_secs(60);
+/// A worker that found nothing does not look again sooner, however many hints come in: they may all be of closed sides.
+const IDLE_LEAST: Duration = Duration::from_millis(5);
 /// How often an idle worker looks into the queue by itself, at first and at last.
 const IDLE_FIRST: Duration = Duration::from_millis(200);
 const IDLE_LAST: Duration = Duration::from_secs(1);
@@ -59,6 +64,7 @@ pub struct Worker {
     reconciler: Reconciler,
     workers: usize,
     slots: Arc<Slots>,
+    closed: Closed,
 }
 
 /// What a job's link came to, in the worker's words.
@@ -82,16 +88,18 @@ impl Worker {
         let reconciler =
             Reconciler { store: store.clone(), clock: clock.clone(), metrics: metrics.clone(), watch };
         let slots = Arc::new(Slots { most: (workers / 2).max(1), busy: Mutex::default() });
-        Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers: workers.max(1), slots })
+        let (workers, closed) = (workers.max(1), Closed::default());
+        Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers, slots, closed })
     }
 
     /// Serves at most one job.
     pub async fn step(self: &Arc<Self>) -> Result<Step, StoreError> {
         let now = self.clock.now();
+        let skip = self.closed.scopes(now);
         // The store is fair between scopes, so among one more row than there are full scopes is one that can run, if
         // there is any.
         let most = 1 + self.slots.full();
-        let leases = self.store.lease_jobs(most, now, now + LEASE_FOR).await?;
+        let leases = self.store.lease_jobs(most, &skip, now, now + LEASE_FOR).await?;
         if leases.is_empty() {
             return Ok(Step::Idle);
         }
@@ -201,6 +209,7 @@ impl Worker {
             Ok(report) => Ended::Report(report),
             Err(failure) => {
                 self.metrics.failure(failure.side, &failure.code);
+                self.closed.tell(&failure, &key, &self.routes, self.clock.now());
                 if failure.class == Class::Permanent {
                     self.reconciler.give_up(&key, &fence, cause, &failure.to_string(), several).await?;
                 }
@@ -344,11 +353,50 @@ impl Worker {
             };
             was_idle = true;
             tokio::select! {
-                () = wake.notified() => idle = IDLE_FIRST,
+                () = async { tokio::time::sleep(IDLE_LEAST).await; wake.notified().await } => idle = IDLE_FIRST,
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => {}
             }
         }
+    }
+}
+
+/// Which sides said that they take nothing before some time: throttled, out of budget, or refusing us. However many of
+/// their incidents wait, none is looked at before then.
+#[derive(Default)]
+struct Closed(Mutex<HashMap<Scope, OffsetDateTime>>);
+
+impl Closed {
+    /// Remembers what a failure says of its side as a whole.
+    fn tell(&self, failure: &Failure, key: &LinkKey, routes: &Routes, now: OffsetDateTime) {
+        let wait = match failure.class {
+            Class::Retry { wait: Some(wait) } => wait,
+            Class::Auth => HELD_DELAY,
+            Class::Retry { wait: None } | Class::Conflict | Class::Permanent => return,
+        };
+        let (tenant, workspace) =
+            ((Side::Defender, key.tenant_id.clone()), (Side::Sentinel, key.workspace.clone()));
+        // Where a side's only route ends at the closed one, nothing of it can be served either.
+        let scopes = match failure.side {
+            Some(Side::Defender) if routes.of_workspace(&key.workspace).len() == 1 => vec![tenant, workspace],
+            Some(Side::Sentinel) if routes.of_tenant(&key.tenant_id).len() == 1 => vec![workspace, tenant],
+            Some(Side::Defender) => vec![tenant],
+            Some(Side::Sentinel) => vec![workspace],
+            None => return,
+        };
+        // A side that asks for hours is asked again by the pollers; the queue looks once in a while too.
+        let until = now + wait.min(LONGEST_CLOSED);
+        let mut closed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for scope in scopes {
+            let known = closed.entry(scope).or_insert(until);
+            *known = until.max(*known);
+        }
+    }
+
+    fn scopes(&self, now: OffsetDateTime) -> Vec<Scope> {
+        let mut closed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        closed.retain(|_, until| *until > now);
+        closed.keys().cloned().collect()
     }
 }
 

@@ -114,6 +114,7 @@ impl Store for Memory {
     async fn lease_jobs(
         &self,
         _: usize,
+        _: &[Scope],
         _: OffsetDateTime,
         _: OffsetDateTime,
     ) -> Result<Vec<JobLease>, StoreError> {

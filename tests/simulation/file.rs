@@ -44,10 +44,11 @@ impl Store for File {
     async fn lease_jobs(
         &self,
         most: usize,
+        skip: &[Scope],
         now: OffsetDateTime,
         until: OffsetDateTime,
     ) -> Result<Vec<JobLease>, StoreError> {
-        ask!(self, lease_jobs, most = most => most, now = now => now, until = until => until)
+        ask!(self, lease_jobs, most = most => most, skip = skip.to_vec() => &skip, now = now => now, until = until => until)
     }
 
     async fn settle(

@@ -139,6 +139,7 @@ impl Store for Memory {
     async fn lease_jobs(
         &self,
         most: usize,
+        skip: &[Scope],
         now: OffsetDateTime,
         until: OffsetDateTime,
     ) -> Result<Vec<JobLease>, StoreError> {
@@ -149,7 +150,8 @@ impl Store for Memory {
             let mut rows: Vec<(&Subject, &Row)> = disk.rows.iter().collect();
             rows.sort_by_key(|(_, row)| row.first_hint_at);
             for (subject, row) in rows {
-                let leased = row.lease.is_some_and(|(_, until)| until > now);
+                let leased = row.lease.is_some_and(|(_, until)| until > now)
+                    || skip.contains(&(subject.side, subject.scope.clone()));
                 if row.wanted > row.done && row.parked.is_none() && !leased && row.not_before <= now {
                     let rank = ranks.entry(subject.scope.clone()).or_default();
                     due.push((*rank, row.first_hint_at, subject.clone()));

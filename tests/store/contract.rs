@@ -37,7 +37,7 @@ async fn tell(store: &Arc<dyn Store>, hint: Hint, now: OffsetDateTime) {
 }
 
 async fn lease_one(store: &Arc<dyn Store>, now: OffsetDateTime) -> Option<JobLease> {
-    let mut leases = store.lease_jobs(1, now, now + Duration::minutes(1)).await.unwrap();
+    let mut leases = store.lease_jobs(1, &[], now, now + Duration::minutes(1)).await.unwrap();
     assert!(leases.len() <= 1);
     leases.pop()
 }
@@ -96,7 +96,7 @@ pub(crate) async fn many_hints_are_one_job(place: Place) {
     for one in told {
         assert_eq!(one.await.unwrap().unwrap(), Remembered::New);
     }
-    let leases = store.lease_jobs(10, at(100), at(200)).await.unwrap();
+    let leases = store.lease_jobs(10, &[], at(100), at(200)).await.unwrap();
     assert_eq!(leases.len(), 1);
     assert_eq!(leases[0].hints, 1_000);
     settle(&store, &leases[0], done(at(100)), at(100)).await;
@@ -209,7 +209,7 @@ pub(crate) async fn a_failed_job_waits_and_keeps_its_hints(place: Place) {
 pub(crate) async fn a_lease_that_runs_out_is_given_to_another(place: Place) {
     let store = place.open().await;
     tell(&store, hint("t", "1"), at(0)).await;
-    let lost = store.lease_jobs(1, at(0), at(10)).await.unwrap().pop().unwrap();
+    let lost = store.lease_jobs(1, &[], at(0), at(10)).await.unwrap().pop().unwrap();
     assert_eq!(lease_one(&store, at(10) - Duration::nanoseconds(1)).await, None);
     let taken = lease_one(&store, at(10)).await.unwrap();
     assert_ne!(taken.token, lost.token);
@@ -268,10 +268,23 @@ pub(crate) async fn the_oldest_hint_comes_first(place: Place) {
         tell(&store, hint("t", id), at(second + 10)).await;
     }
     tell(&store, hint("s", "e"), at(0)).await;
-    let leases = store.lease_jobs(4, at(20), at(60)).await.unwrap();
+    let leases = store.lease_jobs(4, &[], at(20), at(60)).await.unwrap();
     assert_eq!(ids(&leases), ["s/e", "t/b", "t/a", "t/c"]);
-    assert_eq!(ids(&store.lease_jobs(4, at(20), at(60)).await.unwrap()), ["t/d"]);
-    assert!(store.lease_jobs(0, at(99), at(199)).await.unwrap().is_empty());
+    assert_eq!(ids(&store.lease_jobs(4, &[], at(20), at(60)).await.unwrap()), ["t/d"]);
+    assert!(store.lease_jobs(0, &[], at(99), at(199)).await.unwrap().is_empty());
+}
+
+pub(crate) async fn a_scope_that_is_skipped_waits_and_holds_nobody_up(place: Place) {
+    let store = place.open().await;
+    for (scope, id) in [("a", "1"), ("a", "2"), ("b", "3")] {
+        tell(&store, hint(scope, id), at(1)).await;
+    }
+    let side = hint("a", "1").subject.side;
+    let skip = [(side, "a".to_owned()), (side, "nobody".to_owned())];
+    assert_eq!(ids(&store.lease_jobs(9, &skip, at(2), at(60)).await.unwrap()), ["b/3"]);
+    assert!(store.lease_jobs(9, &skip, at(2), at(60)).await.unwrap().is_empty());
+    let other_side = [(side.other(), "a".to_owned())];
+    assert_eq!(ids(&store.lease_jobs(9, &other_side, at(2), at(60)).await.unwrap()), ["a/1", "a/2"]);
 }
 
 pub(crate) async fn scopes_take_turns(place: Place) {
@@ -283,13 +296,13 @@ pub(crate) async fn scopes_take_turns(place: Place) {
     tell(&store, hint("quiet", "2"), at(101)).await;
     tell(&store, hint("other", "1"), at(102)).await;
     // In one call.
-    let leases = store.lease_jobs(4, at(200), at(900)).await.unwrap();
+    let leases = store.lease_jobs(4, &[], at(200), at(900)).await.unwrap();
     assert_eq!(ids(&leases), ["flood/00", "quiet/1", "other/1", "flood/01"]);
     // And from call to call, for workers lease one job at a time.
     tell(&store, hint("other", "2"), at(201)).await;
     let mut order = Vec::new();
     for _ in 0..5 {
-        order.extend(ids(&store.lease_jobs(1, at(202), at(900)).await.unwrap()));
+        order.extend(ids(&store.lease_jobs(1, &[], at(202), at(900)).await.unwrap()));
     }
     assert_eq!(order, ["quiet/2", "other/2", "flood/02", "flood/03", "flood/04"]);
 }
@@ -305,7 +318,7 @@ pub(crate) async fn thousands_of_scopes_all_have_their_turn(place: Place) {
     let mut seen = HashSet::new();
     let mut rows = 0;
     for _ in 0..80 {
-        let leases = store.lease_jobs(50, at(1), at(900)).await.unwrap();
+        let leases = store.lease_jobs(50, &[], at(1), at(900)).await.unwrap();
         rows += leases.len();
         seen.extend(leases.into_iter().map(|lease| lease.subject.scope));
         if rows <= 1_000 {
@@ -437,7 +450,7 @@ pub(crate) async fn a_repeated_delivery_stores_nothing(place: Place) {
     // Past its time it may come again as a new one.
     store.purge(at(700), at(0)).await.unwrap();
     assert_eq!(store.remember(hints(), delivery("m1", at(900)), at(700)).await.unwrap(), Remembered::New);
-    assert_eq!(store.lease_jobs(9, at(700), at(800)).await.unwrap()[0].hints, 3);
+    assert_eq!(store.lease_jobs(9, &[], at(700), at(800)).await.unwrap()[0].hints, 3);
 }
 
 pub(crate) async fn a_delivery_repeated_at_the_same_time_is_stored_once(place: Place) {
@@ -457,7 +470,7 @@ pub(crate) async fn a_delivery_repeated_at_the_same_time_is_stored_once(place: P
         new += usize::from(one.await.unwrap() == Remembered::New);
     }
     assert_eq!(new, 20);
-    let leases = stores[0].lease_jobs(100, at(1), at(60)).await.unwrap();
+    let leases = stores[0].lease_jobs(100, &[], at(1), at(60)).await.unwrap();
     assert_eq!(leases.len(), 20);
     assert!(leases.iter().all(|lease| lease.hints == 1));
 }
@@ -491,7 +504,7 @@ pub(crate) async fn no_wake_up_is_lost(place: Place) {
                 loop {
                     // Before the look: an empty queue after the end of the senders is empty for good.
                     let last = over.load(Ordering::SeqCst);
-                    let leases = store.lease_jobs(2, at(1), at(600)).await.unwrap();
+                    let leases = store.lease_jobs(2, &[], at(1), at(600)).await.unwrap();
                     if leases.is_empty() {
                         if last && store.queue_stats().await.unwrap().waiting == 0 {
                             return;
@@ -532,7 +545,7 @@ pub(crate) async fn nobody_gets_a_row_that_another_holds(place: Place) {
                 let mut mine = Vec::new();
                 // Another may hold all that one looks at, so that an empty answer is not yet the end.
                 while store.queue_stats().await.unwrap().waiting > 0 {
-                    let leases = store.lease_jobs(3, at(1), at(600)).await.unwrap();
+                    let leases = store.lease_jobs(3, &[], at(1), at(600)).await.unwrap();
                     for lease in &leases {
                         settle(&store, lease, done(at(1)), at(1)).await;
                     }
@@ -756,7 +769,7 @@ pub(crate) async fn purging_forgets_what_is_past_and_nothing_else(place: Place) 
     settle(&store, &resting, Settlement::Done { rest_until: at(90_000) }, at(1)).await;
     parked_with(&store, "parked", Some("v1")).await;
     tell(&store, hint("t", "leased"), at(0)).await;
-    let leased = store.lease_jobs(1, at(5), at(90_000)).await.unwrap().pop().unwrap();
+    let leased = store.lease_jobs(1, &[], at(5), at(90_000)).await.unwrap().pop().unwrap();
     tell(&store, hint("t", "waiting"), at(0)).await;
     let link = link("t", "1", "w");
     let fence = store.take_fence("link:1", at(0), at(90_000)).await.unwrap().unwrap();

@@ -45,6 +45,7 @@ contract! {
     contract::a_broken_off_lease_takes_no_version_for_all,
     contract::a_served_row_rests,
     contract::the_oldest_hint_comes_first,
+    contract::a_scope_that_is_skipped_waits_and_holds_nobody_up,
     contract::scopes_take_turns,
     contract::thousands_of_scopes_all_have_their_turn,
     contract::a_parked_row_waits_for_news,

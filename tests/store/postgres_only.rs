@@ -26,7 +26,7 @@ async fn closed_connections(place: Place) {
         store.remember(vec![hint("t", "1")], None, at(round)).await.expect("a new connection");
         store.holds().await.expect("a new connection");
     }
-    assert_eq!(store.lease_jobs(1, at(9), at(60)).await.expect(NEEDS)[0].hints, 4);
+    assert_eq!(store.lease_jobs(1, &[], at(9), at(60)).await.expect(NEEDS)[0].hints, 4);
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn crossing(place: Place) {
             }
             tokio::spawn(async move {
                 store.remember(hints, None, at(0)).await?;
-                let leases = store.lease_jobs(3, at(1), at(60)).await?;
+                let leases = store.lease_jobs(3, &[], at(1), at(60)).await?;
                 for lease in leases {
                     let done = lockstep::ports::Settlement::Done { rest_until: at(0) };
                     store.settle(&lease, done, at(1)).await?;

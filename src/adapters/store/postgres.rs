@@ -19,7 +19,7 @@ use super::{
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{
     Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked, QueueStats, Remembered,
-    Settlement, Store, StoreError, Subject,
+    Scope, Settlement, Store, StoreError, Subject,
 };
 
 const MIGRATIONS: &[&str] = &[include_str!("migrations/postgres-1.sql")];
@@ -386,7 +386,10 @@ const CANDIDATES: &str = "
     ), picked AS MATERIALIZED (
         SELECT scopes.side, scopes.scope FROM scopes, LATERAL (SELECT 1 FROM jobs
             WHERE wanted > done AND parked_reason IS NULL
-                AND jobs.side = scopes.side AND jobs.scope = scopes.scope AND ready_at <= $1 LIMIT 1) AS ready LIMIT $5
+                AND jobs.side = scopes.side AND jobs.scope = scopes.scope AND ready_at <= $1 LIMIT 1) AS ready
+        WHERE NOT EXISTS (SELECT 1 FROM unnest($6::smallint[], $7::text[]) AS skip(side, scope)
+            WHERE skip.side = scopes.side AND skip.scope = scopes.scope)
+        LIMIT $5
     )
     SELECT ready.* FROM picked, LATERAL (
         SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
@@ -459,10 +462,13 @@ impl PostgresStore {
     async fn candidates(
         &self,
         start: Option<&ScopeKey>,
+        skip: &[Scope],
         now: i64,
         most_jobs: usize,
     ) -> Result<Vec<(ScopeKey, Vec<Ready>)>, sqlx::Error> {
         let mut found: Vec<(ScopeKey, Vec<Ready>)> = Vec::new();
+        let (sides, scopes): (Vec<i16>, Vec<_>) =
+            skip.iter().map(|(side, scope)| (side_number(*side), text(scope))).unzip();
         let before_all = (-1, String::new());
         for after in start.into_iter().chain([&before_all]) {
             let rows = sqlx::query(CANDIDATES)
@@ -471,6 +477,8 @@ impl PostgresStore {
                 .bind(after.0)
                 .bind(text(&after.1))
                 .bind(most(SCOPES_AT_ONCE))
+                .bind(&sides)
+                .bind(&scopes)
                 .fetch_all(&self.pool)
                 .await?;
             let first_round = found.len();
@@ -583,6 +591,7 @@ impl Store for PostgresStore {
     async fn lease_jobs(
         &self,
         most_jobs: usize,
+        skip: &[Scope],
         now: OffsetDateTime,
         until: OffsetDateTime,
     ) -> Result<Vec<JobLease>, StoreError> {
@@ -592,7 +601,7 @@ impl Store for PostgresStore {
         }
         let leased = async {
             let mut turns = self.turns.lock().await;
-            let found = self.candidates(turns.after.as_ref(), now, most_jobs).await?;
+            let found = self.candidates(turns.after.as_ref(), skip, now, most_jobs).await?;
             let dealt = turns.deal(found, most_jobs.saturating_add(SPARE_CANDIDATES));
             if dealt.is_empty() {
                 return Ok(Vec::new());

@@ -19,7 +19,7 @@ use super::{
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{
     Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked, QueueStats, Remembered,
-    Settlement, Store, StoreError, Subject,
+    Scope, Settlement, Store, StoreError, Subject,
 };
 
 const MIGRATIONS: &[&str] = &[include_str!("migrations/sqlite-1.sql")];
@@ -397,6 +397,7 @@ fn ready_of(row: &Row<'_>) -> rusqlite::Result<Ready> {
 fn ready_rows(
     connection: &Connection,
     start: Option<ScopeKey>,
+    skip: &[ScopeKey],
     now: i64,
     most_jobs: usize,
 ) -> Result<Vec<(ScopeKey, Vec<Ready>)>, StoreError> {
@@ -416,9 +417,11 @@ fn ready_rows(
         if round_the_end && start.as_ref().is_some_and(|start| key > *start) {
             break;
         }
-        let ready = rows(connection, READY, params![key.0, key.1, now, most(most_jobs)], ready_of)?;
-        if !ready.is_empty() {
-            found.push((key.clone(), ready));
+        if !skip.contains(&key) {
+            let ready = rows(connection, READY, params![key.0, key.1, now, most(most_jobs)], ready_of)?;
+            if !ready.is_empty() {
+                found.push((key.clone(), ready));
+            }
         }
         after = key;
     }
@@ -511,6 +514,7 @@ impl Store for SqliteStore {
     async fn lease_jobs(
         &self,
         most_jobs: usize,
+        skip: &[Scope],
         now: OffsetDateTime,
         until: OffsetDateTime,
     ) -> Result<Vec<JobLease>, StoreError> {
@@ -527,9 +531,11 @@ impl Store for SqliteStore {
             return Ok(Vec::new());
         }
         let turns = Arc::clone(&self.turns);
+        let skip: Vec<ScopeKey> =
+            skip.iter().map(|(side, scope)| (side_number(*side), scope.clone())).collect();
         self.write(move |connection| {
             let mut turns = lock(&turns);
-            let ready = ready_rows(connection, turns.after.clone(), now, most_jobs)?;
+            let ready = ready_rows(connection, turns.after.clone(), &skip, now, most_jobs)?;
             let mut leases = Vec::new();
             for ((side, scope), ready) in turns.deal(ready, most_jobs) {
                 let (lease, gathered) = ready.lease(side_of(side)?, &scope);
