@@ -1,6 +1,10 @@
 //! Pollers: one per Defender tenant, one per workspace. Graph has no push for incidents, so this is where most hints
 //! come from. A step drains every page since the watermark, stores a hint for each record whose version nobody knows,
-//! and only then moves the watermark.
+//! and only then moves the watermark. What breaks off for want of budget goes on at the page where it broke off: a list
+//! that is longer than the budget of a minute would otherwise never come to its end.
+//!
+//! A look far back (the first start, the sweep) is a list of its own, read a few pages at a time after each poll, so
+//! that news does not wait behind a week of old incidents.
 //!
 //! Each poll looks back a little further than the watermark, because a change list may lag; records seen in that
 //! overlap before are remembered in memory, so that they fill neither the queue nor the budget.
@@ -16,7 +20,7 @@ use crate::app::health::Health;
 use crate::app::metrics::Metrics;
 use crate::app::reconcile::store_failure;
 use crate::app::routes::Routes;
-use crate::domain::failure::{Class, Failure};
+use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{DefenderIncident, SentinelIncident, Side};
 use crate::domain::plan::{LinkState, format_instant, parse_instant};
 use crate::domain::retry::HELD_DELAY;
@@ -34,6 +38,12 @@ const EMPTY_POLLS: u32 = 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// No change list has this many pages; one that does goes round in circles.
 const MOST_PAGES: u32 = 10_000;
+/// How many pages of a look far back are read after each poll.
+const LOOK_BACK_PAGES: u32 = 3;
+/// How often a page may fail before its list is begun anew: the link to it may have had its time.
+const MOST_STUCK: u32 = 3;
+/// A longer id is neither service's, and fits into no key.
+const LONGEST_ID: usize = 512;
 
 /// How a poller goes about it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,6 +95,50 @@ pub enum Source {
     Sentinel(Arc<dyn Sentinel>),
 }
 
+/// A list that is being read.
+#[derive(Clone, Debug)]
+struct Reading {
+    since: OffsetDateTime,
+    started: OffsetDateTime,
+    next: Option<String>,
+    pages: u32,
+    /// How often in a row the page at `next` has failed.
+    stuck: u32,
+}
+
+impl Reading {
+    fn new(since: OffsetDateTime, started: OffsetDateTime) -> Self {
+        Self { since, started, next: None, pages: 0, stuck: 0 }
+    }
+
+    /// What is left to read after a failure, if it is worth going on with.
+    fn resumed(mut self, failure: &Failure) -> Option<Self> {
+        match failure.class {
+            Class::Retry { wait: Some(_) } | Class::Auth => {}
+            Class::Retry { wait: None } | Class::Conflict => self.stuck += 1,
+            Class::Permanent => return None,
+        }
+        (self.next.is_some() && self.stuck < MOST_STUCK).then_some(self)
+    }
+}
+
+/// How far a reading came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Came {
+    ToTheEnd,
+    /// The pages that it was allowed are read, or the process stops.
+    Paused,
+    /// Another replica has the poller now, and reads the list again.
+    Lost,
+}
+
+/// What a step has done so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    hints: usize,
+    pages: u32,
+}
+
 /// One poller.
 pub struct Poller {
     store: Arc<dyn Store>,
@@ -96,6 +150,11 @@ pub struct Poller {
     source: Source,
     scope: String,
     pace: Pace,
+    stop: CancellationToken,
+    /// The poll that broke off.
+    broken_off: Option<Reading>,
+    /// The look far back that is under way.
+    looking_back: Option<Reading>,
     /// What was seen within the overlap: id to version, when that version came to be, and when it was last told.
     seen: HashMap<String, (String, OffsetDateTime, OffsetDateTime)>,
 }
@@ -154,6 +213,9 @@ impl Poller {
             source,
             scope: scope.to_owned(),
             pace: Pace::default(),
+            stop: CancellationToken::new(),
+            broken_off: None,
+            looking_back: None,
             seen: HashMap::new(),
         };
         let tenants = routes.tenants().map(|(id, side)| poller(id, Source::Defender(side.clone()), defender));
@@ -182,7 +244,7 @@ impl Poller {
         // A fence that cannot be given back runs out by itself.
         let _ = self.store.release_fence(&fence).await;
         match drained {
-            Ok((hints, pages)) => {
+            Ok(Tally { hints, pages }) => {
                 self.metrics.poll(side, if hints == 0 { "empty" } else { "changed" });
                 self.health.polled(side, &self.scope, Ok(()), self.clock.now());
                 Polled::Drained { hints, pages }
@@ -198,57 +260,128 @@ impl Poller {
         Polled::Failed(failure)
     }
 
-    async fn drain(&mut self, fence: &Fence) -> Result<(usize, u32), Failure> {
+    async fn drain(&mut self, fence: &Fence) -> Result<Tally, Failure> {
         let (side, started) = (self.side(), self.clock.now());
+        let mut tally = Tally::default();
         let stored = self.store.value(&fence.name).await.map_err(store_failure)?;
-        let watermark = stored.as_deref().and_then(parse_instant);
         let look_back_name = look_back_name(side, &self.scope);
-        let asked = self.store.value(&look_back_name).await.map_err(store_failure)?;
-        let look_back = asked.as_deref().and_then(parse_instant);
-        let mut since = match watermark {
-            Some(watermark) => watermark - self.options.overlap,
-            None => started - self.options.backfill,
+        let mut asked = self.store.value(&look_back_name).await.map_err(store_failure)?;
+        let watermark = match stored.as_deref().and_then(parse_instant) {
+            Some(watermark) => watermark,
+            None => {
+                // Stored before there is a watermark: a crash in between asks for it again.
+                let backfill = format_instant(started - self.options.backfill);
+                self.store.set_value(&look_back_name, &backfill).await.map_err(store_failure)?;
+                asked = Some(backfill);
+                started
+            }
         };
-        if let Some(look_back) = look_back {
-            since = since.min(look_back);
+        let since = watermark - self.options.overlap;
+        let mut poll = self.broken_off.take().unwrap_or_else(|| Reading::new(since, started));
+        match self.read_on(&mut poll, MOST_PAGES, fence, &mut tally).await {
+            Ok(Came::ToTheEnd) => {}
+            Ok(Came::Paused | Came::Lost) => return Ok(tally),
+            Err(failure) => {
+                self.broken_off = poll.resumed(&failure);
+                return Err(failure);
+            }
         }
-        let (mut hints, mut pages, mut next) = (0, 0, None);
-        loop {
+        let reached = poll.started - MARGIN;
+        if stored.is_none() || watermark < reached {
+            self.store.set_value(&fence.name, &format_instant(reached)).await.map_err(store_failure)?;
+        }
+        if let Some(look_back) = asked.as_deref().and_then(parse_instant) {
+            self.look_back(look_back, since, fence, &mut tally).await?;
+        }
+        let forget = reached - self.options.overlap;
+        self.seen.retain(|_, (_, at, _)| *at >= forget);
+        Ok(tally)
+    }
+
+    /// Goes on with a look far back, for a few pages. `polled` is where the polls begin.
+    async fn look_back(
+        &mut self,
+        asked: OffsetDateTime,
+        polled: OffsetDateTime,
+        fence: &Fence,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
+        let mut reading = self.looking_back.take().unwrap_or_else(|| Reading::new(asked, self.clock.now()));
+        let came = match asked < polled {
+            true => self.read_on(&mut reading, LOOK_BACK_PAGES, fence, tally).await,
+            false => Ok(Came::ToTheEnd),
+        };
+        match came {
+            Ok(Came::ToTheEnd) => {
+                // A request that came meanwhile would be lost here; the next sweep asks again.
+                let name = look_back_name(self.side(), &self.scope);
+                self.store.set_value(&name, "").await.map_err(store_failure)
+            }
+            Ok(Came::Paused) => {
+                self.looking_back = Some(reading);
+                Ok(())
+            }
+            Ok(Came::Lost) => Ok(()),
+            Err(failure) => {
+                let spent = failure.code == "budget";
+                self.looking_back = reading.resumed(&failure);
+                // The poll itself went well, and a spent budget is nobody's fault.
+                if spent { Ok(()) } else { Err(failure) }
+            }
+        }
+    }
+
+    /// Reads a list from where it was left, at most so many pages of it.
+    async fn read_on(
+        &mut self,
+        reading: &mut Reading,
+        most: u32,
+        fence: &Fence,
+        tally: &mut Tally,
+    ) -> Result<Came, Failure> {
+        let circle = |side, why: &str| Failure {
+            class: Class::Permanent,
+            side: Some(side),
+            code: "endless-list".to_owned(),
+            message: format!("the change list does not end: {why}"),
+            effect: Effect::None,
+        };
+        for _ in 0..most {
+            let (since, at) = (reading.since, reading.next.as_deref());
             let page = match &self.source {
-                Source::Defender(defender) => changed(defender.changed_since(since, next.as_deref()).await?),
-                Source::Sentinel(sentinel) => changed(sentinel.changed_since(since, next.as_deref()).await?),
+                Source::Defender(defender) => changed(defender.changed_since(since, at).await?),
+                Source::Sentinel(sentinel) => changed(sentinel.changed_since(since, at).await?),
             };
-            pages += 1;
-            hints += self.take_in(page.records, page.unreadable).await?;
-            next = page.next;
-            if next.is_none() || pages >= MOST_PAGES {
-                break;
+            if page.next.is_some() && page.next == reading.next {
+                return Err(circle(self.side(), "a page names itself as the next"));
+            }
+            reading.pages += 1;
+            tally.pages += 1;
+            tally.hints += self.take_in(page.records, page.unreadable).await?;
+            (reading.next, reading.stuck) = (page.next, 0);
+            if reading.next.is_none() {
+                return Ok(Came::ToTheEnd);
+            }
+            if reading.pages >= MOST_PAGES {
+                return Err(circle(self.side(), "it has more pages than any"));
+            }
+            if self.stop.is_cancelled() {
+                return Ok(Came::Paused);
             }
             let now = self.clock.now();
             match self.store.extend_fence(fence, now, now + FENCE_FOR).await.map_err(store_failure)? {
                 Held::Yes => {}
-                // Whoever has it now drains the list again.
-                Held::No => return Ok((hints, pages)),
+                Held::No => return Ok(Came::Lost),
             }
         }
-        let reached = started - MARGIN;
-        if watermark.is_none_or(|watermark| watermark < reached) {
-            self.store.set_value(&fence.name, &format_instant(reached)).await.map_err(store_failure)?;
-        }
-        if look_back.is_some() {
-            // A request that came meanwhile would be lost here; the next sweep asks again.
-            self.store.set_value(&look_back_name, "").await.map_err(store_failure)?;
-        }
-        let forget = reached - self.options.overlap;
-        self.seen.retain(|_, (_, at, _)| *at >= forget);
-        Ok((hints, pages))
+        Ok(Came::Paused)
     }
 
     /// Stores the hints of one page. What is remembered as seen is on disk.
     async fn take_in(
         &mut self,
         records: Vec<Changed>,
-        unreadable: Vec<(String, String)>,
+        mut unreadable: Vec<(String, String)>,
     ) -> Result<usize, Failure> {
         let side = self.side();
         let now = self.clock.now();
@@ -259,6 +392,12 @@ impl Poller {
             source: source.to_owned(),
         };
         for Changed { id, version, at } in records {
+            if id.len() > LONGEST_ID {
+                // One that no key holds must not keep the page from being stored.
+                let start = id.chars().take(40).filter(|c| !c.is_control()).collect::<String>();
+                unreadable.push((format!("#{start}"), format!("an id of {} bytes", id.len())));
+                continue;
+            }
             let told_lately = |seen: &(String, OffsetDateTime, OffsetDateTime)| {
                 seen.0 == version && now - seen.2 < TELL_AGAIN
             };
@@ -316,6 +455,7 @@ impl Poller {
 
     /// Polls until `stop`.
     pub async fn run(mut self, wake: Arc<tokio::sync::Notify>, stop: CancellationToken) {
+        self.stop = stop.clone();
         while !stop.is_cancelled() {
             let polled = self.step().await;
             if matches!(polled, Polled::Drained { hints: 1.., .. }) {

@@ -160,6 +160,9 @@ pub(crate) struct Remote {
     pub(crate) slow: HashMap<String, Duration>,
     /// Until when tokens are refused, by side.
     pub(crate) no_entry: HashMap<Side, OffsetDateTime>,
+    /// How many incidents a page of Defender's list has (0: all), and how many pages a minute may be read.
+    pub(crate) pages: (usize, usize),
+    pages_read: Vec<OffsetDateTime>,
     /// A person's edit that slips in before the next write to the side.
     pub(crate) slip: HashMap<Side, (String, Cell, u8)>,
     /// Edits since the last quiet point: side, incident, cell, value.
@@ -468,17 +471,28 @@ impl Defender for Plug {
     async fn changed_since(
         &self,
         since: OffsetDateTime,
-        _next: Option<&str>,
+        next: Option<&str>,
     ) -> Result<Page<DefenderIncident>, Failure> {
         self.arrive().await?;
-        let records = {
-            let remote = self.shared.remote.lock().unwrap();
+        let (records, next) = {
+            let mut remote = self.shared.remote.lock().unwrap();
+            let now = self.shared.clock.now();
+            let (size, a_minute) = remote.pages;
+            remote.pages_read.retain(|at| now - *at < time::Duration::MINUTE);
+            if size > 0 && remote.pages_read.len() >= a_minute {
+                let wait = Some(Duration::from_secs(30));
+                return Err(failure(self.side, Class::Retry { wait }, "budget", Effect::None));
+            }
+            remote.pages_read.push(now);
             let shows = |kept: &&Kept<DefenderIncident>| {
                 kept.now.updated >= since && !self.lags(kept.moved, remote.faults.list_lags)
             };
-            remote.defender.values().filter(shows).map(|kept| kept.now.clone()).collect()
+            let all: Vec<_> = remote.defender.values().filter(shows).map(|kept| kept.now.clone()).collect();
+            let from = next.map_or(0, |next| next.parse().unwrap());
+            let until = if size > 0 { (from + size).min(all.len()) } else { all.len() };
+            (all[from..until].to_vec(), (until < all.len()).then(|| until.to_string()))
         };
-        self.answer(Page { records, next: None, unreadable: Vec::new() }).await
+        self.answer(Page { records, next, unreadable: Vec::new() }).await
     }
 
     async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {

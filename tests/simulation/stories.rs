@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep::adapters::store::SqliteStore;
+use lockstep::app::poll::poller_name;
 use lockstep::app::reconcile::twin_id;
 use lockstep::domain::model::{DefenderStatus, Side};
+use lockstep::domain::plan::format_instant;
 use lockstep::ports::Hold;
 
 use crate::sides::Cell;
@@ -189,4 +191,28 @@ async fn a_hold_stops_writes_until_it_is_lifted() {
     app.store.release("main").await.unwrap();
     world.quiet().await.unwrap();
     assert_eq!(severity(&world, "29"), [2, 2]);
+}
+
+/// A week's backlog, and one that gathered while the service was down, of 80 pages where 20 may be read in a minute.
+#[tokio::test(start_paused = true)]
+async fn a_list_longer_than_a_minutes_budget_comes_to_its_end() {
+    for down_for in [None, Some(time::Duration::hours(4))] {
+        let world = World::new(1);
+        let at = world.now() - down_for.unwrap_or(time::Duration::days(3)) + time::Duration::MINUTE;
+        {
+            let mut remote = world.shared.remote.lock().unwrap();
+            remote.pages = (2, 20);
+            (0..160).for_each(|id| remote.new_incident(&id.to_string(), at));
+        }
+        if let Some(down_for) = down_for {
+            let name = poller_name(Side::Defender, crate::world::TENANT);
+            world.door().set_value(&name, &format_instant(world.now() - down_for)).await.unwrap();
+            // Not by the sweep's look back.
+            world.door().set_value("sweep:last", &format_instant(world.now())).await.unwrap();
+        }
+        let app = world.start(i64::MAX);
+        tokio::time::sleep(Duration::from_secs(60 * 20)).await;
+        assert_eq!(world.shared.remote.lock().unwrap().twins(), 160, "{down_for:?}");
+        drop(app);
+    }
 }
