@@ -278,7 +278,7 @@ impl Poller {
         };
         let since = watermark - self.options.overlap;
         let mut poll = self.broken_off.take().unwrap_or_else(|| Reading::new(since, started));
-        match self.read_on(&mut poll, MOST_PAGES, fence, &mut tally).await {
+        match self.read_on(&mut poll, MOST_PAGES, since, fence, &mut tally).await {
             Ok(Came::ToTheEnd) => {}
             Ok(Came::Paused | Came::Lost) => return Ok(tally),
             Err(failure) => {
@@ -308,7 +308,7 @@ impl Poller {
     ) -> Result<(), Failure> {
         let mut reading = self.looking_back.take().unwrap_or_else(|| Reading::new(asked, self.clock.now()));
         let came = match asked < polled {
-            true => self.read_on(&mut reading, LOOK_BACK_PAGES, fence, tally).await,
+            true => self.read_on(&mut reading, LOOK_BACK_PAGES, polled, fence, tally).await,
             false => Ok(Came::ToTheEnd),
         };
         match came {
@@ -336,6 +336,7 @@ impl Poller {
         &mut self,
         reading: &mut Reading,
         most: u32,
+        polled: OffsetDateTime,
         fence: &Fence,
         tally: &mut Tally,
     ) -> Result<Came, Failure> {
@@ -357,7 +358,7 @@ impl Poller {
             }
             reading.pages += 1;
             tally.pages += 1;
-            tally.hints += self.take_in(page.records, page.unreadable).await?;
+            tally.hints += self.take_in(page.records, page.unreadable, polled).await?;
             (reading.next, reading.stuck) = (page.next, 0);
             if reading.next.is_none() {
                 return Ok(Came::ToTheEnd);
@@ -377,11 +378,13 @@ impl Poller {
         Ok(Came::Paused)
     }
 
-    /// Stores the hints of one page. What is remembered as seen is on disk.
+    /// Stores the hints of one page. What is remembered as seen is on disk. What last changed before `polled` was told
+    /// of when it did: a hint that names no version then, so that a row which was put aside since is tried again.
     async fn take_in(
         &mut self,
         records: Vec<Changed>,
         mut unreadable: Vec<(String, String)>,
+        polled: OffsetDateTime,
     ) -> Result<usize, Failure> {
         let side = self.side();
         let now = self.clock.now();
@@ -405,7 +408,7 @@ impl Poller {
                 continue;
             }
             if self.news(&id, &version).await? {
-                hints.push(hint(&id, Some(version.clone()), "poll"));
+                hints.push(hint(&id, Some(version.clone()).filter(|_| at >= polled), "poll"));
             }
             fresh.push((id, (version, at, now)));
         }

@@ -8,7 +8,7 @@ use lockstep::app::poll::poller_name;
 use lockstep::app::reconcile::twin_id;
 use lockstep::domain::model::{DefenderStatus, Side};
 use lockstep::domain::plan::format_instant;
-use lockstep::ports::Hold;
+use lockstep::ports::{Hold, Settlement};
 
 use crate::sides::Cell;
 use crate::world::{World, key};
@@ -215,4 +215,23 @@ async fn a_list_longer_than_a_minutes_budget_comes_to_its_end() {
         assert_eq!(world.shared.remote.lock().unwrap().twins(), 160, "{down_for:?}");
         drop(app);
     }
+}
+
+/// What is told again by the sweep has the version it was parked with: nothing has changed but the reason.
+#[tokio::test(start_paused = true)]
+async fn an_incident_that_was_put_aside_in_an_outage_is_tried_again_by_the_sweep() {
+    let world = World::new(1);
+    world.incident("29");
+    let store = world.door();
+    store.remember(vec![world.hint(Side::Defender, "29", true)], None, world.now()).await.unwrap();
+    let until = world.now() + Duration::from_secs(90);
+    let lease = store.lease_jobs(1, world.now(), until).await.unwrap().remove(0);
+    let park = Settlement::Park { reason: "Sentinel cannot be reached".into() };
+    store.settle(&lease, park, world.now()).await.unwrap();
+    let app = world.start(i64::MAX);
+    tokio::time::sleep(Duration::from_secs(5 * 3600)).await;
+    assert_eq!(world.shared.remote.lock().unwrap().twins(), 0, "parked");
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    assert_eq!(world.shared.remote.lock().unwrap().twins(), 1, "swept");
+    drop(app);
 }
