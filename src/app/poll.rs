@@ -188,6 +188,11 @@ pub fn look_back_name(side: Side, scope: &str) -> String {
     format!("look-back:{side}:{scope}")
 }
 
+/// The name of the stored instant before which a poller never looks.
+fn first_name(side: Side, scope: &str) -> String {
+    format!("poll-first:{side}:{scope}")
+}
+
 /// The name of a poller's watermark and of its fence.
 pub fn poller_name(side: Side, scope: &str) -> String {
     format!("poll:{side}:{scope}")
@@ -271,7 +276,9 @@ impl Poller {
             None => {
                 // Stored before there is a watermark: a crash in between asks for it again.
                 let backfill = format_instant(started - self.options.backfill);
-                self.store.set_value(&look_back_name, &backfill).await.map_err(store_failure)?;
+                for name in [&first_name(side, &self.scope), &look_back_name] {
+                    self.store.set_value(name, &backfill).await.map_err(store_failure)?;
+                }
                 asked = Some(backfill);
                 started
             }
@@ -291,6 +298,10 @@ impl Poller {
             self.store.set_value(&fence.name, &format_instant(reached)).await.map_err(store_failure)?;
         }
         if let Some(look_back) = asked.as_deref().and_then(parse_instant) {
+            // What lies before the first start is nobody's business, however far the sweep would look.
+            let first = self.store.value(&first_name(side, &self.scope)).await.map_err(store_failure)?;
+            let look_back =
+                first.as_deref().and_then(parse_instant).map_or(look_back, |first| first.max(look_back));
             self.look_back(look_back, since, fence, &mut tally).await?;
         }
         let forget = reached - self.options.overlap;

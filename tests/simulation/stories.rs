@@ -235,3 +235,17 @@ async fn an_incident_that_was_put_aside_in_an_outage_is_tried_again_by_the_sweep
     assert_eq!(world.shared.remote.lock().unwrap().twins(), 1, "swept");
     drop(app);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_before_the_backfill_is_never_copied() {
+    let mut world = World::new(1);
+    world.backfill = Some(Duration::from_secs(3600));
+    let at = world.now();
+    for (id, age) in [("28", time::Duration::hours(2)), ("29", time::Duration::minutes(50))] {
+        world.shared.remote.lock().unwrap().new_incident(id, at - age);
+    }
+    let app = world.start(i64::MAX);
+    tokio::time::sleep(Duration::from_secs(13 * 3600)).await;
+    assert_eq!(world.shared.remote.lock().unwrap().twins(), 1, "two sweeps later");
+    drop(app);
+}

@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) routes: Vec<(&'static str, &'static str, &'static str)>,
     pub(crate) polls: bool,
     pub(crate) workers: usize,
+    /// How far the first poll looks back, if not as far as usual.
+    pub(crate) backfill: Option<Duration>,
     /// The real store, if this world has one.
     pub(crate) file: Option<Arc<SqliteStore>>,
 }
@@ -57,7 +59,14 @@ impl World {
             clock: Arc::new(VirtualClock::new()),
             rng: Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))),
         };
-        Self { shared, routes: vec![("main", TENANT, WORKSPACE)], polls: true, workers: 3, file: None }
+        Self {
+            shared,
+            routes: vec![("main", TENANT, WORKSPACE)],
+            polls: true,
+            workers: 3,
+            backfill: None,
+            file: None,
+        }
     }
 
     pub(crate) fn now(&self) -> time::OffsetDateTime {
@@ -109,7 +118,9 @@ impl World {
         let mut tasks = vec![spawn(worker.clone().run(wake.clone(), stop.clone()))];
         if self.polls {
             let health = Arc::new(Health::new(Vec::new()));
-            let options = (PollOptions::DEFENDER, PollOptions::SENTINEL);
+            let options = [PollOptions::DEFENDER, PollOptions::SENTINEL]
+                .map(|usual| PollOptions { backfill: self.backfill.unwrap_or(usual.backfill), ..usual });
+            let options = options.into();
             for poller in Poller::all(&store, &routes, &clock, &metrics, &health, options) {
                 tasks.push(spawn(poller.run(wake.clone(), stop.clone())));
             }
