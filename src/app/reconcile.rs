@@ -167,6 +167,11 @@ impl Reconciler {
         if cause.version.is_some() && !named_news && !cause.thorough() {
             return Ok(Report::of(End::Known));
         }
+        // Asked again before each write. Here it spares the reads: a stop may last for hours, its jobs come back every
+        // few seconds, and they would spend the budget of routes that are not held.
+        if let Some(reason) = self.held(route).await? {
+            return Ok(Report::of(End::Held(reason)));
+        }
         let link = stored.unwrap_or_else(|| LinkRecord {
             key: key.clone(),
             route: route.name.clone(),

@@ -183,11 +183,12 @@ async fn a_hold_stops_writes_until_it_is_lifted() {
     let (world, app) = linked().await;
     let hold = Hold { route: "main".into(), since: world.now(), reason: "maintenance".into() };
     app.store.hold(&hold).await.unwrap();
-    let writes = world.writes();
+    let (writes, calls) = (world.writes(), world.calls());
     world.edit(Side::Defender, "29", Cell::Severity, 2);
     world.send(&app, Side::Defender, "29", true).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(world.writes(), writes);
+    assert_eq!(world.calls(), calls, "nothing is read for what may not be written");
     app.store.release("main").await.unwrap();
     world.quiet().await.unwrap();
     assert_eq!(severity(&world, "29"), [2, 2]);
