@@ -237,7 +237,12 @@ impl Config {
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let read_file = |named: &Path| std::fs::read_to_string(folder.join(named));
-        Self::parse(&text, env, &read_file).map_err(|errors| ConfigErrors { file, ..errors })
+        let mut config =
+            Self::parse(&text, env, &read_file).map_err(|errors| ConfigErrors { file, ..errors })?;
+        if !env.contains_key("LOCKSTEP_STORE_URL") {
+            config.store_url = beside(folder, config.store_url.expose_secret()).into();
+        }
+        Ok(config)
     }
 
     /// Reads a text, which errors call `lockstep.toml`.
@@ -270,6 +275,15 @@ impl Config {
     /// The workspace of this name.
     pub fn workspace(&self, name: &str) -> Option<&Workspace> {
         self.workspaces.iter().find(|workspace| workspace.name == name)
+    }
+}
+
+/// A store's URL, its file taken from the configuration's folder: `lockstep hold`, typed in another folder, must find
+/// the file that the service has open, and not stop the writes of an empty one that it made there.
+fn beside(folder: &Path, url: &str) -> String {
+    match url.strip_prefix("sqlite://") {
+        Some(file) if !file.is_empty() => format!("sqlite://{}", folder.join(file).display()),
+        _ => url.to_owned(),
     }
 }
 
@@ -987,6 +1001,27 @@ sweep_every = "1d"
         let env = BTreeMap::from([("LOCKSTEP_LISTEN".to_owned(), "here".to_owned())]);
         let errors = parse_with(GOOD, &env).unwrap_err().to_string();
         assert!(errors.starts_with("lockstep.toml: LOCKSTEP_LISTEN: must be an address"), "{errors}");
+    }
+
+    #[test]
+    fn the_store_is_found_from_any_folder() {
+        for (folder, url, found) in [
+            ("/etc/lockstep", "sqlite://lockstep.db", "sqlite:///etc/lockstep/lockstep.db"),
+            ("/etc/lockstep", "sqlite:///var/lib/lockstep.db", "sqlite:///var/lib/lockstep.db"),
+            ("", "sqlite://lockstep.db", "sqlite://lockstep.db"),
+            ("/etc", "postgres://u:p@h/d", "postgres://u:p@h/d"),
+        ] {
+            assert_eq!(beside(Path::new(folder), url), found);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("lockstep.toml");
+        let good = GOOD.replace("client_secret_file = \"secret\"", "client_secret = \"hush\"");
+        std::fs::write(&file, good.replace("webhook_secrets_file = \"hooks\"\n", "")).unwrap();
+        let config = Config::load(&file, &BTreeMap::new()).unwrap();
+        let beside = format!("sqlite://{}", folder.path().join("lockstep.db").display());
+        assert_eq!(config.store_url.expose_secret(), beside);
+        let env = BTreeMap::from([("LOCKSTEP_STORE_URL".to_owned(), "sqlite://here.db".to_owned())]);
+        assert_eq!(Config::load(&file, &env).unwrap().store_url.expose_secret(), "sqlite://here.db");
     }
 
     #[test]
