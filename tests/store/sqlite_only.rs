@@ -86,3 +86,17 @@ async fn a_paused_clock_does_not_run_away_from_a_commit() {
         store.remember(vec![hint("t", &number.to_string())], None, at(0)).await.unwrap();
     }
 }
+
+/// A million links, and a scrape every few seconds: what is put aside is found without reading them all.
+#[tokio::test]
+async fn parked_links_are_counted_by_an_index() {
+    let place = Place::sqlite();
+    drop(place.open().await);
+    let plan: String = Connection::open(place.file())
+        .unwrap()
+        .query_row("EXPLAIN QUERY PLAN SELECT count(*) FROM links WHERE parked IS NOT NULL", [], |row| {
+            row.get(3)
+        })
+        .unwrap();
+    assert!(plan.contains("links_parked"), "{plan}");
+}

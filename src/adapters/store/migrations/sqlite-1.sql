@@ -56,6 +56,8 @@ CREATE TABLE links (
     PRIMARY KEY (tenant_id, incident_id, workspace)
 ) WITHOUT ROWID;
 CREATE INDEX links_twin ON links (workspace, sentinel_id);
+-- Metrics count them at every scrape: not by reading every link.
+CREATE INDEX links_parked ON links (tenant_id, incident_id) WHERE parked IS NOT NULL;
 CREATE INDEX links_route ON links (route, tenant_id, incident_id, workspace);
 
 CREATE TABLE journal (
