@@ -22,7 +22,9 @@ pub(super) async fn run(
         config.routes.len()
     );
     if config.routes.is_empty() {
-        println!("      there are no [[routes]]: nothing would be kept in step");
+        println!(
+            "      there is no route: nothing is kept in step until a [[routes]] joins a tenant and a workspace"
+        );
     }
     if !connect {
         println!("      the tenants and workspaces were not asked; --connect does that");

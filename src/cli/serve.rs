@@ -19,7 +19,9 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         config.routes.len()
     );
     if config.routes.is_empty() {
-        tracing::warn!("there are no [[routes]]: nothing is kept in step");
+        tracing::warn!(
+            "there is no route: nothing is kept in step until a [[routes]] joins a tenant and a workspace"
+        );
     }
     for workspace in config.workspaces.iter().filter(|workspace| workspace.webhook_secrets.is_empty()) {
         info!(
