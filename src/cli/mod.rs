@@ -9,6 +9,8 @@ mod plan;
 mod serve;
 mod service;
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,8 +42,15 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn load(&self) -> anyhow::Result<Config> {
-        Ok(Config::load(&self.config, &std::env::vars().collect())?)
+        Ok(Config::load(&self.config, &readable(std::env::vars_os()))?)
     }
+}
+
+/// The variables, as far as they have names. `std::env::vars` would panic over anybody's that is no Unicode.
+fn readable(variables: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
+    variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+        .collect()
 }
 
 #[derive(Subcommand)]
@@ -160,5 +169,21 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Release { which, file } => operate::release(&file.load()?, &which).await,
         Command::Parked { file } => operate::parked(&file.load()?).await,
         Command::Unpark { subject, file } => operate::unpark(&file.load()?, &subject).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn somebody_elses_odd_variable_is_no_matter() {
+        let odd = || OsString::from_vec(vec![0xff]);
+        let variables = [(odd(), "a".into()), ("B".into(), odd()), ("C".into(), "c".into())];
+        let read = readable(variables.into_iter());
+        assert_eq!(read["C"], "c");
+        assert_eq!(read.len(), 2);
     }
 }
