@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Shared;
-use super::http::options;
+use super::halves;
+use super::http::{body_of, options};
 use super::world::defender::{Tenant, person};
 use super::world::sentinel::Workspace;
 use super::world::{Caller, Moment, World};
@@ -62,7 +63,7 @@ async fn loopback_only(request: Request, next: Next) -> Response {
 fn told(outcome: Outcome) -> Response {
     match outcome {
         Ok((status, Value::Null)) => status.into_response(),
-        Ok((status, body)) => (status, Json(body)).into_response(),
+        Ok((status, body)) => (status, body_of(&body)).into_response(),
         Err((status, sentence)) => (status, Json(json!({"error": sentence}))).into_response(),
     }
 }
@@ -72,7 +73,8 @@ fn wrong(sentence: impl Into<String>) -> (StatusCode, String) {
 }
 
 fn read(body: &Bytes) -> Result<Value, (StatusCode, String)> {
-    serde_json::from_slice(body).map_err(|error| wrong(format!("the body is not JSON: {error}")))
+    serde_json::from_slice(&halves::hide(body))
+        .map_err(|error| wrong(format!("the body is not JSON: {error}")))
 }
 
 fn text<'v>(order: &'v Value, name: &str) -> Result<&'v str, (StatusCode, String)> {

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::halves;
 use super::world::budget::Purse;
 use super::world::defender::format_instant;
 use super::world::faults::{Fault, Kind};
@@ -308,15 +309,24 @@ pub(super) fn answered(service: Service, answer: Answer, ids: &Ids) -> Response 
     match answer {
         Ok((status, body)) => {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
-            if body == Value::Null { status.into_response() } else { (status, Json(body)).into_response() }
+            if body == Value::Null {
+                status.into_response()
+            } else {
+                (status, body_of(&body)).into_response()
+            }
         }
         Err(refusal) => refused(service, &refusal, ids),
     }
 }
 
+/// A value as a body.
+pub(super) fn body_of(body: &Value) -> impl IntoResponse + use<> {
+    ([(header::CONTENT_TYPE, "application/json")], halves::show(body.to_string()))
+}
+
 /// A body that must be JSON.
 pub(super) fn json_body(body: &Bytes) -> Result<Value, Refusal> {
-    serde_json::from_slice(body).map_err(|error| {
+    serde_json::from_slice(&halves::hide(body)).map_err(|error| {
         Refusal::new(400, "BadRequest", format!("Unable to read JSON request payload: {error}"))
     })
 }

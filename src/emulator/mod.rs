@@ -9,6 +9,7 @@ mod arm;
 mod control;
 mod entra;
 mod graph;
+mod halves;
 mod http;
 mod notify;
 mod tls;

@@ -152,7 +152,12 @@ pub(super) fn send(shared: &Arc<Shared>) {
                     let id = Uuid::new_v4();
                     let body = playbook_body(workspace, change, &id);
                     let incident = body["object"]["name"].as_str().unwrap_or_default().to_owned();
-                    playbooks.push((playbook.clone(), id, incident, body.to_string().into_bytes()));
+                    playbooks.push((
+                        playbook.clone(),
+                        id,
+                        incident,
+                        super::halves::show(body.to_string()).into_bytes(),
+                    ));
                 }
             }
         }
@@ -177,7 +182,7 @@ pub(super) fn send(shared: &Arc<Shared>) {
         tokio::spawn(deliver(Arc::clone(shared), delivery));
     }
     for (url, body) in posts {
-        let body = body.to_string().into_bytes();
+        let body = super::halves::show(body.to_string()).into_bytes();
         let delivery =
             Delivery { url, body, signed: None, waits: GRAPH_RETRIES.map(Duration::from_secs_f64) };
         tokio::spawn(deliver(Arc::clone(shared), delivery));

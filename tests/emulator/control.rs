@@ -218,3 +218,18 @@ async fn nonsense_is_answered_with_a_sentence() {
         .expect("an answer");
     assert_eq!(broken.status().as_u16(), 400);
 }
+
+/// Real incidents have been seen with half a surrogate pair in the title.
+#[tokio::test]
+async fn half_a_surrogate_pair_is_kept_and_served() {
+    let desk = Desk::open().await;
+    let url = format!("{}/incidents", desk.url("control"));
+    let body = r#"{"id": "29", "displayName": "odd \ud800 title"}"#;
+    let made = reqwest::Client::new().post(url).body(body).send().await.expect("an answer");
+    assert_eq!(made.status(), 201);
+    let token = desk.app_token("graph", "reader").await;
+    for path in ["/security/incidents/29", "/security/incidents"] {
+        let reply = desk.graph(&token, Method::GET, path, Value::Null).await;
+        assert!(reply.text.contains(r"odd \ud800 title"), "{}", reply.text);
+    }
+}
