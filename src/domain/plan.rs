@@ -14,7 +14,8 @@ use crate::domain::mapping as map;
 use crate::domain::merge::{Judgement, Names, Pair, judge, merge_names};
 use crate::domain::model::{
     DefenderClassification, DefenderIncident, DefenderPatch, DefenderSays, DefenderStatus, LinkKey,
-    SentinelClassification, SentinelIncident, SentinelSays, SentinelStatus, SentinelWrite, Side,
+    SentinelClassification, SentinelIncident, SentinelOwner, SentinelSays, SentinelStatus, SentinelWrite,
+    Side,
 };
 use crate::domain::policy::{Field, Policy, Winner};
 
@@ -291,7 +292,7 @@ pub fn plan(seen: &Snapshot, policy: &Policy) -> Plan {
         (Some(incident), None) if incident.says.status == DefenderStatus::Redirected => {
             Plan::bare(Outcome::Nothing("it was merged into another incident before it had a twin"))
         }
-        (Some(incident), None) => create(incident),
+        (Some(incident), None) => create(incident, policy),
         (Some(defender), Some(sentinel)) => both(&with_created(seen), defender, sentinel, policy),
     }
 }
@@ -318,8 +319,8 @@ fn with_created(seen: &Snapshot) -> Cow<'_, Snapshot> {
     }
 }
 
-fn create(incident: &DefenderIncident) -> Plan {
-    let says = map::new_twin(incident);
+fn create(incident: &DefenderIncident, policy: &Policy) -> Plan {
+    let says = allowed(map::new_twin(incident), incident, policy);
     let mut plan = Plan::bare(Outcome::Create);
     let shown = Shown::of(&incident.says, &says);
     for field in Field::ALL {
@@ -339,6 +340,30 @@ fn create(incident: &DefenderIncident) -> Plan {
     });
     plan.sentinel = Some(SentinelWrite { etag: None, says, first_activity: None, last_activity: None });
     plan
+}
+
+/// A new twin without the fields that do not flow to Sentinel. Title and severity stay: every incident has them.
+fn allowed(mut says: SentinelSays, incident: &DefenderIncident, policy: &Policy) -> SentinelSays {
+    let flows = |field| policy.of(field).direction.to_sentinel();
+    if !flows(Field::Description) {
+        let web_url = incident.web_url.as_deref();
+        says.description = Some(map::description_to_sentinel(None, &incident.id, web_url));
+    }
+    if !flows(Field::Owner) {
+        says.owner = SentinelOwner::default();
+    }
+    if !flows(Field::Tags) {
+        says.labels.clear();
+    }
+    if !flows(Field::Verdict) && says.status == SentinelStatus::Closed {
+        says.classification = Some(SentinelClassification::Undetermined);
+        (says.reason, says.comment) = (None, None);
+    }
+    if !flows(Field::Status) {
+        says.status = SentinelStatus::New;
+        (says.classification, says.reason, says.comment) = (None, None, None);
+    }
+    says
 }
 
 /// One scalar field's decision: what each side should say, if that is not what it says.

@@ -403,3 +403,41 @@ fn clearing_a_verdict_on_a_closed_incident_is_an_edit() {
     world.settle(&policy);
     assert_eq!(world.defender.says.classification, DefenderClassification::Unknown);
 }
+
+/// Every field that may be left out, alone and with the others.
+#[test]
+fn a_new_twin_says_nothing_that_does_not_flow_and_then_rests() {
+    let left_out = [Field::Description, Field::Status, Field::Owner, Field::Verdict, Field::Tags];
+    for defender in defender_cases() {
+        for mask in 0..1 << left_out.len() {
+            for direction in [Direction::Off, Direction::ToDefender] {
+                let mut policy = both_ways();
+                for (at, field) in left_out.into_iter().enumerate() {
+                    if mask & (1 << at) != 0 {
+                        policy.set(field, FieldPolicy { direction, wins: Winner::Latest });
+                    }
+                }
+                let mut world = World::new(defender.clone(), None);
+                let plan = world.plan(&policy);
+                if plan.is_empty() {
+                    continue;
+                }
+                let before = world.defender.says.clone();
+                world.settle(&policy);
+                assert_eq!(
+                    world.defender.says, before,
+                    "the new twin's silence was taken for an edit: {plan}"
+                );
+                let s = world.sentinel.as_ref().expect("created").says.clone();
+                let off = |field| !policy.of(field).direction.to_sentinel();
+                let own = map::description_without_block(s.description.as_deref());
+                assert!(!off(Field::Description) || own.is_none(), "{plan}");
+                assert!(!off(Field::Owner) || s.owner == SentinelOwner::default(), "{plan}");
+                assert!(!off(Field::Tags) || s.labels.is_empty(), "{plan}");
+                assert!(!off(Field::Status) || s.status == SentinelStatus::New, "{plan}");
+                let unsaid = matches!(s.classification, None | Some(SentinelClassification::Undetermined));
+                assert!(!off(Field::Verdict) || (unsaid && s.comment.is_none()), "{plan}");
+            }
+        }
+    }
+}
