@@ -342,6 +342,11 @@ impl Caller {
                     self.gate.refuse(Reach::Writes, &sentence);
                     return self.failure(Class::Auth, "refused", sentence, Effect::None);
                 }
+                if answer.status == 401 {
+                    // It speaks of the token, which the list has just taken: a stumble, not this incident's fault.
+                    let class = Class::Retry { wait: None };
+                    return self.failure(class, "status-401", said, Effect::None);
+                }
                 let sentence = format!("this one incident is refused to us: {said}");
                 self.failure(Class::Permanent, "forbidden", sentence, Effect::None)
             }
