@@ -27,6 +27,8 @@ use crate::ports::{Clock, Fence, Held, Hint, JournalEntry, LinkRecord, Store, St
 pub const FENCE_FOR: Duration = Duration::from_secs(45);
 /// How many writes a link may take in an hour. People do not edit that often; two programs that disagree do.
 pub const MOST_WRITES_AN_HOUR: u64 = 20;
+/// More journal lines than so many writes leave behind, with their answers, refusals and clashes.
+const LINES_OF_A_SHARE: usize = 400;
 /// How often a read that seems to lag, or that finds nothing where something was, is repeated before it is believed:
 /// half a minute, with the back-off between the attempts. Replicas lag by seconds.
 const DOUBTS: u32 = 5;
@@ -252,12 +254,11 @@ impl Reconciler {
         if let Some(reason) = self.held(run.route).await? {
             return Ok(Ok(Report::of(End::Held(reason))));
         }
-        let an_hour_ago = self.clock.now() - time::Duration::hours(1);
-        let written = self.store.journal_count(run.key, "write", an_hour_ago).await.map_err(store_failure)?;
+        let written = self.written_lately(run.key).await?;
         if written >= MOST_WRITES_AN_HOUR {
             let reason = format!(
                 "{TOO_OFTEN}: {written} writes within an hour. Something else keeps changing it back; find it, then \
-                 release the link."
+                 unpark the link."
             );
             return Ok(Ok(self.park(run, reason).await?));
         }
@@ -279,6 +280,26 @@ impl Reconciler {
             Carried::Landed(landed) => Ok(Ok(self.agree(run, &seen, &planned, *landed).await?)),
             Carried::Held(reason) => Ok(Ok(Report::of(End::Held(reason)))),
             Carried::InProgressRefused(failure) => Ok(Err(failure)),
+        }
+    }
+
+    /// The link's writes within the last hour. Somebody who let it go on after it was put aside for them has seen
+    /// those: it has its whole share again.
+    async fn written_lately(&self, key: &LinkKey) -> Result<u64, Failure> {
+        let an_hour_ago = self.clock.now() - time::Duration::hours(1);
+        let count = async |since| self.store.journal_count(key, "write", since).await.map_err(store_failure);
+        let written = count(an_hour_ago).await?;
+        if written < MOST_WRITES_AN_HOUR {
+            return Ok(written);
+        }
+        let recent = self.store.journal(key, LINES_OF_A_SHARE).await.map_err(store_failure)?;
+        let put_aside = recent.iter().rev().find(|line| {
+            line.kind == "park"
+                && line.detail["reason"].as_str().is_some_and(|why| why.starts_with(TOO_OFTEN))
+        });
+        match put_aside {
+            Some(line) => count(line.at.max(an_hour_ago)).await,
+            None => Ok(written),
         }
     }
 
