@@ -6,6 +6,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::process::Process;
 
@@ -63,11 +64,16 @@ impl Place {
 /// One line of `GET /calls`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Call {
+    /// When it came.
+    #[serde(with = "time::serde::rfc3339")]
+    pub(crate) at: OffsetDateTime,
     pub(crate) service: String,
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) app: Option<String>,
     pub(crate) status: Option<u16>,
+    /// Which fault struck it.
+    pub(crate) fault: Option<String>,
 }
 
 impl Call {
@@ -141,16 +147,34 @@ pub(crate) struct Emulator {
 impl Emulator {
     /// Starts it on free ports. `folder` takes its log.
     pub(crate) fn start(folder: &Path, seed: u64) -> Self {
+        Self::launch(folder, seed, None)
+    }
+
+    /// The same with every listener on TLS; the authority's certificate is `ca.pem` in `folder`.
+    pub(crate) fn start_on_tls(folder: &Path, seed: u64) -> Self {
+        Self::launch(folder, seed, Some(folder))
+    }
+
+    fn launch(folder: &Path, seed: u64, tls: Option<&Path>) -> Self {
         let mut arguments = vec!["emulator".to_owned(), "--seed".to_owned(), seed.to_string()];
         for listener in ["login", "graph", "arm", "ingestion", "control"] {
             arguments.extend([format!("--{listener}-port"), "0".to_owned()]);
+        }
+        if let Some(tls) = tls {
+            arguments.extend(["--tls".to_owned(), tls.display().to_string()]);
         }
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let log = folder.join("emulator.log");
         let (process, line) = Process::start_and_listen(&arguments, &log, START_PATIENCE);
         let hello = serde_json::from_str(&line)
             .unwrap_or_else(|error| panic!("the emulator's first line is no hello ({error}): {line}"));
-        Self { hello, process, http: super::client() }
+        let http = match tls {
+            None => super::client(),
+            Some(tls) => {
+                super::client_trusting(&std::fs::read(tls.join("ca.pem")).expect("it writes its authority"))
+            }
+        };
+        Self { hello, process, http }
     }
 
     /// Its process id.
@@ -200,6 +224,12 @@ impl Emulator {
         self.raise_at(place, incident, "&keepTimes=true").await
     }
 
+    /// Defender's engine merges one incident into another.
+    pub(crate) async fn merge(&self, place: &Place, source: &str, target: &str) {
+        let path = format!("/merge?tenant={}", place.tenant_id);
+        self.control(Method::POST, &path, Some(json!({"source": source, "target": target}))).await;
+    }
+
     async fn raise_at(&self, place: &Place, incident: Value, more: &str) -> String {
         let path = format!("/incidents?tenant={}{more}", place.tenant_id);
         let answer = self.control(Method::POST, &path, Some(incident)).await;
@@ -209,6 +239,11 @@ impl Emulator {
     /// Breaks the next matching calls.
     pub(crate) async fn fault(&self, fault: Value) {
         self.control(Method::POST, "/faults", Some(fault)).await;
+    }
+
+    /// Sets switches by name.
+    pub(crate) async fn switch(&self, switches: Value) {
+        self.control(Method::PUT, "/switches", Some(switches)).await;
     }
 
     /// Ends all trouble.
@@ -267,6 +302,12 @@ pub(crate) struct Analyst {
 }
 
 impl Analyst {
+    /// Any request to Graph, once.
+    pub(crate) async fn graph(&self, method: Method, path: &str, body: Value) -> Result<Value, String> {
+        let url = format!("{}/v1.0{path}", self.graph);
+        self.send(method, &url, &self.graph_token, Some(&body)).await
+    }
+
     /// Changes a Defender incident; returns it as Graph answered.
     pub(crate) async fn edit_defender(&self, id: &str, patch: Value) -> Value {
         let url = format!("{}/v1.0/security/incidents/{id}", self.graph);

@@ -8,18 +8,25 @@ use serde_json::Value;
 use super::emulator::{Place, State, names};
 
 /// What keeps a place from being in step; empty when every Defender incident has exactly one twin, every twin one
-/// incident, and all fields mean the same. Incidents that were merged away are left out.
+/// incident, and all fields mean the same. An incident that was merged away may have had a twin; then it is closed.
 pub(crate) fn differences(state: &State, place: &Place) -> Vec<String> {
     let twins = state.sentinel(place);
     let mut found = Vec::new();
     let mut live = 0;
     for incident in state.defender(place) {
+        let id = incident["id"].as_str().expect("Graph ids are text");
+        let own: Vec<&Value> = twins.iter().filter(|twin| names(twin, id)).collect();
         if incident["status"] == "redirected" {
+            live += own.len();
+            match own.as_slice() {
+                [] => {}
+                [twin] if twin["properties"]["status"] == "Closed" => {}
+                [_] => found.push(format!("{id}: merged away, and its twin is not closed")),
+                several => found.push(format!("{id}: merged away, {} twins", several.len())),
+            }
             continue;
         }
         live += 1;
-        let id = incident["id"].as_str().expect("Graph ids are text");
-        let own: Vec<&Value> = twins.iter().filter(|twin| names(twin, id)).collect();
         match own.as_slice() {
             [] => found.push(format!("{id}: no twin")),
             [twin] => {

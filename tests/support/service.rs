@@ -56,6 +56,8 @@ pub(crate) struct Configuration<'a> {
     /// For example `10s`; `None` leaves the product's default.
     pub(crate) defender_every: Option<&'a str>,
     pub(crate) sentinel_every: Option<&'a str>,
+    /// The rules of every route's fields, line by line; empty for the product's own.
+    pub(crate) fields: &'a str,
     /// Appended as it stands, in the table `[poll]` until it opens another.
     pub(crate) more: &'a str,
 }
@@ -64,7 +66,8 @@ impl<'a> Configuration<'a> {
     /// Against an emulator, with the default intervals.
     pub(crate) fn new(hello: &'a Hello, places: &'a [Place], store: &'a str) -> Self {
         let (login, graph, arm) = (&hello.login, &hello.graph, &hello.arm);
-        Self { login, graph, arm, places, store, defender_every: None, sentinel_every: None, more: "" }
+        let (defender_every, sentinel_every) = (None, None);
+        Self { login, graph, arm, places, store, defender_every, sentinel_every, fields: "", more: "" }
     }
 
     fn text(&self, port: u16) -> String {
@@ -90,6 +93,9 @@ impl<'a> Configuration<'a> {
                  workspace = \"workspace-{number}\"\n"
             )
             .expect("a string takes all text");
+            if !self.fields.is_empty() {
+                writeln!(text, "[routes.fields]\n{}", self.fields).expect("a string takes all text");
+            }
         }
         let intervals = [("defender_every", self.defender_every), ("sentinel_every", self.sentinel_every)];
         text.push_str("[poll]\n");
@@ -153,6 +159,11 @@ impl Service {
     /// An address of the service.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// Where its configuration is.
+    pub(crate) fn config(&self) -> &Path {
+        &self.config
     }
 
     /// Its process id, while it runs.
