@@ -706,6 +706,16 @@ async fn one_forbidden_incident_does_not_close_the_side() {
 }
 
 #[tokio::test]
+async fn a_401_that_the_list_does_not_confirm_is_a_stumble() {
+    let stage = Stage::new().await;
+    stage
+        .play(|asked| (asked.method == "PATCH").then(|| Reply::json(401, &json!({"error": {"code": "No"}}))));
+    let failure = stage.graph.update("13", &a_patch()).await.expect_err("refused");
+    assert_eq!(failure.class, Class::Retry { wait: None }, "{failure}");
+    assert!(stage.notes.gates().is_empty());
+}
+
+#[tokio::test]
 async fn a_role_that_may_only_read_holds_writes_and_lets_reads_go_on() {
     let stage = Stage::new().await;
     stage.play(|asked| {

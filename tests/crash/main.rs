@@ -416,4 +416,17 @@ fn every_kind_of_difference_is_seen() {
         assert!(!judged(&[changed]).is_empty(), "{member} may differ unseen");
     }
     assert!(!judged(&[]).is_empty() && !judged(&[twin.clone(), twin.clone()]).is_empty());
+
+    // Merged away: no twin at all, or one that is closed.
+    let mut open = twin.clone();
+    open["properties"]["status"] = json!("Active");
+    let merged = |twins: &[Value]| {
+        let state = json!({
+            "tenants": {&place.tenant_id: {"incidents": [{"id": "1", "status": "redirected"}]}},
+            "workspaces": {place.workspace().to_lowercase(): {"incidents": twins}},
+        });
+        in_step::differences(&support::emulator::State(state), &place).is_empty()
+    };
+    assert!(merged(&[]) && merged(std::slice::from_ref(&twin)));
+    assert!(!merged(&[open]) && !merged(&[twin.clone(), twin]));
 }

@@ -10,6 +10,8 @@ use crate::support::{service, until};
 
 /// More than a minute's budget of one tenant, less than two.
 const AT_ONCE: usize = 60;
+/// How many workers the product starts by itself.
+const WORKERS: usize = 8;
 
 /// What is not a page of a change list.
 fn on_incidents(calls: &[Call]) -> usize {
@@ -29,8 +31,9 @@ pub(crate) async fn a_flood_overruns_no_limit() {
     stage.ends().await;
     let refused: Vec<&Call> = calls.iter().filter(|call| call.status == Some(429)).collect();
     assert!(refused.is_empty(), "the limits were overrun: {refused:?}");
-    let spent = on_incidents(&calls);
-    assert!(spent <= 3 * AT_ONCE + 3, "{spent} calls for {AT_ONCE} incidents");
+    // A worker that finds Graph's budget spent has asked Sentinel in vain: one call each while the minute turns.
+    let (in_vain, spent) = (2 * WORKERS, on_incidents(&calls));
+    assert!(spent <= 3 * AT_ONCE + in_vain, "{spent} calls for {AT_ONCE} incidents");
 }
 
 pub(crate) async fn a_change_costs_three_calls() {
