@@ -3,12 +3,13 @@
 //! other (`graph.md` §13.4), because an error would make Graph repeat it and tell a stranger what he guessed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -16,6 +17,7 @@ use time::format_description::well_known::Rfc3339;
 use url::form_urlencoded;
 
 use super::error::Refused;
+use super::router::{Served, at_door};
 use super::sentinel::{body_within_limit, refused_body, unavailable};
 use super::{AppState, Doors};
 use crate::domain::model::Side;
@@ -28,25 +30,35 @@ const LONGEST_TOKEN: usize = 4096;
 const LONGEST_SUBSCRIPTION: usize = 128;
 
 /// `POST /notify/graph`
-pub(super) async fn notify(State(state): State<AppState>, uri: Uri, body: Body) -> Response {
-    knock("graph", state, uri, body).await
+pub(super) async fn notify(
+    State(served): State<Arc<Served>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    at_door(&served, &headers, async |_| knock("graph", &served.state, uri, body).await).await
 }
 
 /// `POST /notify/graph/lifecycle`. An event is about a subscription and no incident, so it cannot be a hint: it is
 /// stored as the named value `lifecycle:TENANT:SUBSCRIPTION:EVENT`, with the time it came, for whoever keeps the
 /// subscriptions. Both addresses take both kinds, since one URL may be given for both.
-pub(super) async fn lifecycle(State(state): State<AppState>, uri: Uri, body: Body) -> Response {
-    knock("graph-lifecycle", state, uri, body).await
+pub(super) async fn lifecycle(
+    State(served): State<Arc<Served>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    at_door(&served, &headers, async |_| knock("graph-lifecycle", &served.state, uri, body).await).await
 }
 
-async fn knock(door: &'static str, state: AppState, uri: Uri, body: Body) -> Response {
+async fn knock(door: &'static str, state: &AppState, uri: Uri, body: Body) -> Response {
     if let Some(answer) = uri.query().and_then(handshake) {
         state.metrics.count(door, if answer.is_ok() { "handshake" } else { "unreadable" });
         return answer.map_or_else(IntoResponse::into_response, |token| {
             ([(CONTENT_TYPE, "text/plain; charset=utf-8")], token).into_response()
         });
     }
-    match take_in(door, &state, body).await {
+    match take_in(door, state, body).await {
         Ok(()) => StatusCode::ACCEPTED.into_response(),
         Err(refused) => refused.into_response(),
     }

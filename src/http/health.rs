@@ -1,6 +1,7 @@
 //! For probes, scrapers and people: alive, ready, and how the routes are. Readiness fails on the store alone: one
 //! tenant's trouble is in the body and takes nobody else off the ingress.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -14,8 +15,8 @@ use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::AppState;
 use super::error::Refused;
+use super::router::Served;
 use crate::telemetry::VERSION;
 
 /// How long a probe waits for the store.
@@ -28,7 +29,8 @@ pub(super) async fn alive() -> Response {
 }
 
 /// `GET /readyz`: hints can be taken in.
-pub(super) async fn ready(State(state): State<AppState>) -> Response {
+pub(super) async fn ready(State(served): State<Arc<Served>>) -> Response {
+    let state = &served.state;
     let store = match timeout(PROBE, state.store.ping()).await {
         Ok(Ok(())) => "ok".to_owned(),
         Ok(Err(error)) => error.to_string(),
@@ -49,7 +51,8 @@ pub(super) async fn ready(State(state): State<AppState>) -> Response {
 }
 
 /// `GET /metrics`: OpenMetrics text; the queue is asked at the time of the scrape.
-pub(super) async fn metrics(State(state): State<AppState>) -> Response {
+pub(super) async fn metrics(State(served): State<Arc<Served>>) -> Response {
+    let state = &served.state;
     let mut queue = Registry::default();
     let gauge = |queue: &mut Registry, name: &str, help: &str, value: i64| {
         let gauge = Gauge::<i64>::default();

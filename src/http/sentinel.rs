@@ -3,8 +3,8 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use time::Duration;
 
 use super::error::Refused;
-use super::router::RequestId;
+use super::router::{RequestId, Served, at_door};
 use super::{AppState, MOST_BODY_BYTES, WorkspaceDoor};
 use crate::domain::model::Side;
 use crate::domain::notice::{self, PlaybookNotice};
@@ -28,16 +28,18 @@ const MOST_THROWN_AWAY: usize = 4 * MOST_BODY_BYTES;
 
 /// `POST /notify/sentinel/{workspace}`
 pub(super) async fn notify(
-    State(state): State<AppState>,
+    State(served): State<Arc<Served>>,
     Path(workspace): Path<String>,
-    Extension(id): Extension<RequestId>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match take_in(&state, &workspace, &id, &headers, body).await {
-        Ok(()) => StatusCode::ACCEPTED.into_response(),
-        Err(refused) => refused.into_response(),
-    }
+    at_door(&served, &headers, async |id| {
+        match take_in(&served.state, &workspace, id, &headers, body).await {
+            Ok(()) => StatusCode::ACCEPTED.into_response(),
+            Err(refused) => refused.into_response(),
+        }
+    })
+    .await
 }
 
 async fn take_in(

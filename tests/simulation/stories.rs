@@ -226,7 +226,7 @@ async fn an_incident_that_was_put_aside_in_an_outage_is_tried_again_by_the_sweep
     let store = world.door();
     store.remember(vec![world.hint(Side::Defender, "29", true)], None, world.now()).await.unwrap();
     let until = world.now() + Duration::from_secs(90);
-    let lease = store.lease_jobs(1, world.now(), until).await.unwrap().remove(0);
+    let lease = store.lease_jobs(1, &[], world.now(), until).await.unwrap().remove(0);
     let park = Settlement::Park { reason: "Sentinel cannot be reached".into() };
     store.settle(&lease, park, world.now()).await.unwrap();
     let app = world.start(i64::MAX);
