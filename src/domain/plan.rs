@@ -1147,8 +1147,8 @@ impl Shown {
             defender: Field::ALL.map(|field| match field {
                 Field::Title => quoted(d.title.as_deref()),
                 Field::Description => quoted(d.description.as_deref()),
-                Field::Severity => d.severity.to_string(),
-                Field::Status => d.status.to_string(),
+                Field::Severity => worded(&d.severity),
+                Field::Status => worded(&d.status),
                 Field::Owner => d.owner.clone().unwrap_or_else(|| NOTHING.to_owned()),
                 Field::Verdict => format!("{}/{}", d.classification, d.determination),
                 Field::Comment => quoted(d.resolving_comment.as_deref()),
@@ -1199,6 +1199,12 @@ fn short(value: &str) -> String {
     let mut text: String = value.chars().take(MOST_SHOWN - 1).collect();
     text.push('…');
     text
+}
+
+/// A word of an enumeration; a null has none.
+fn worded(word: &impl fmt::Display) -> String {
+    let word = word.to_string();
+    if word.is_empty() { NOTHING.to_owned() } else { word }
 }
 
 fn quoted(text: Option<&str>) -> String {

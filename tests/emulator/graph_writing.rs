@@ -49,6 +49,19 @@ async fn a_patch_changes_what_it_names_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_incident_without_a_name_is_edited_like_any_other() {
+    let desk = Desk::open().await;
+    let token = desk.app_token("graph", "writer").await;
+    let id = desk.incident(json!({"displayName": null, "severity": null, "status": null})).await;
+    let path = format!("/security/incidents/{id}");
+    let after = desk.graph(&token, Method::PATCH, &path, json!({"severity": "low"})).await.expect(200);
+    assert_eq!((&after["severity"], &after["displayName"]), (&json!("low"), &Value::Null));
+    for name in [json!(""), Value::Null] {
+        desk.graph(&token, Method::PATCH, &path, json!({"displayName": name})).await.refused(400);
+    }
+}
+
+#[tokio::test]
 async fn enum_values_of_the_published_sample_are_taken_without_regard_to_case() {
     let desk = Desk::open().await;
     let token = desk.app_token("graph", "writer").await;

@@ -729,7 +729,9 @@ impl Tenant {
             };
             next[name.as_str()] = value;
         }
-        if next["displayName"].is_null() || next["displayName"] == "" {
+        // One that never had a name may be edited all the same.
+        let named = changes.iter().any(|(name, _)| name == "displayName");
+        if named && (next["displayName"].is_null() || next["displayName"] == "") {
             return Err(bad("displayName cannot be empty."));
         }
         check_pair(&next, moment)?;
