@@ -21,6 +21,9 @@ use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::Side;
 use crate::ports::{ApiObserver, Clock};
 
+/// How long a side that cannot be reached is left alone.
+const UNREACHABLE: Duration = Duration::from_secs(15);
+
 /// What all clients of a process share.
 #[derive(Clone)]
 pub struct Shared {
@@ -309,6 +312,8 @@ impl Caller {
             }
             Ok(answer) => Ok(answer),
             Err(Broken::NotSent(why)) => {
+                // Nothing of the side can be reached: no job is to blame, and none needs to be tried before it can be.
+                let retry = Class::Retry { wait: Some(UNREACHABLE) };
                 Err(self.failure(retry, "connect", format!("{name} cannot be reached: {why}"), Effect::None))
             }
             Err(Broken::TimedOut) => {

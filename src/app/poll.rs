@@ -27,7 +27,7 @@ use crate::domain::retry::HELD_DELAY;
 use crate::ports::{Clock, Defender, Fence, Held, Hint, LinkRecord, Page, Sentinel, Store, Subject};
 
 /// How long a poller's fence lasts; prolonged with every page.
-const FENCE_FOR: Duration = Duration::from_secs(60);
+const FENCE_FOR: Duration = Duration::from_secs(30);
 /// A version that is still news this long after it was told is told again: a read that lagged may have settled its job.
 const TELL_AGAIN: time::Duration = time::Duration::seconds(30);
 /// The watermark stays this far behind the start of the poll: two clocks.

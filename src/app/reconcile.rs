@@ -32,6 +32,9 @@ const LINES_OF_A_SHARE: usize = 400;
 /// How often a read that seems to lag, or that finds nothing where something was, is repeated before it is believed:
 /// half a minute, with the back-off between the attempts. Replicas lag by seconds.
 const DOUBTS: u32 = 5;
+/// How often a read that does not show the etag of a hint is repeated before the hint is taken for an old one. Old hints
+/// are common (a repeated delivery), and the poller finds what a lagging read hides.
+const OLD_HINT_DOUBTS: u32 = 2;
 /// How often a read below a Defender hint's version is repeated before the hint is taken for mistaken.
 const MOST_STALE_READS: u32 = 6;
 /// After this time a link that was put aside is looked at again when a hint comes.
@@ -258,7 +261,7 @@ impl Reconciler {
         if written >= MOST_WRITES_AN_HOUR {
             let reason = format!(
                 "{TOO_OFTEN}: {written} writes within an hour. Something else keeps changing it back; find it, then \
-                 unpark the link."
+                 `lockstep unpark` the incident."
             );
             return Ok(Ok(self.park(run, reason).await?));
         }
@@ -354,7 +357,7 @@ impl Reconciler {
         {
             // The hint named a version that is not the agreed one: an old hint, or a read that lags. Etags have no
             // order, so time must tell.
-            if cause.version.is_some() && cause.attempts < DOUBTS {
+            if cause.version.is_some() && cause.attempts < OLD_HINT_DOUBTS {
                 return Err(retry(
                     Side::Sentinel,
                     "stale-read",

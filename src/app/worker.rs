@@ -87,7 +87,7 @@ impl Worker {
     ) -> Arc<Self> {
         let reconciler =
             Reconciler { store: store.clone(), clock: clock.clone(), metrics: metrics.clone(), watch };
-        let slots = Arc::new(Slots { most: (workers / 2).max(1), busy: Mutex::default() });
+        let slots = Arc::new(Slots { most: (workers / 4).max(1), busy: Mutex::default() });
         let (workers, closed) = (workers.max(1), Closed::default());
         Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers, slots, closed })
     }

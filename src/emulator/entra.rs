@@ -174,6 +174,25 @@ fn refused(status: StatusCode, error: &str, code: u32, sentence: &str) -> Respon
     (status, Json(body)).into_response()
 }
 
+/// The answer to a call for which this status was ordered.
+pub(super) fn ordered(status: StatusCode) -> Response {
+    match status {
+        StatusCode::BAD_REQUEST => refused(status, "invalid_request", 900_144, "The request is not valid."),
+        StatusCode::UNAUTHORIZED => {
+            refused(status, "invalid_client", 7_000_215, "Invalid client secret provided.")
+        }
+        StatusCode::TOO_MANY_REQUESTS => {
+            refused(status, "temporarily_unavailable", 90_055, "Too many requests.")
+        }
+        _ => refused(
+            status,
+            "temporarily_unavailable",
+            90_033,
+            "A transient error has occurred. Please try again.",
+        ),
+    }
+}
+
 async fn token(
     State(shared): State<Arc<Shared>>,
     Path(tenant): Path<String>,

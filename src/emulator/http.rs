@@ -381,6 +381,14 @@ fn throttled(shared: &Shared, service: Service, wait: f64, ids: &Ids) -> Respons
 }
 
 fn ordered_status(service: Service, fault: &Fault, ids: &Ids) -> Response {
+    if service == Service::Login {
+        let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = super::entra::ordered(status);
+        if let Some(Ok(value)) = fault.retry_after.as_deref().map(HeaderValue::from_str) {
+            response.headers_mut().insert(header::RETRY_AFTER, value);
+        }
+        return response;
+    }
     let (code, message) = match (service, fault.status) {
         (Service::Arm, 401) => ("ExpiredAuthenticationToken", "The access token has expired."),
         (Service::Arm, 403) => {
