@@ -144,8 +144,8 @@ fn stands_for(twin: &Value, id: &str) -> bool {
     }
 }
 
-/// JSON can spell half a character, and most parsers refuse the whole page for it. The emulator's own parser cannot
-/// carry it, so a proxy between the service and Graph writes it into one incident.
+/// JSON can spell half a character, and most parsers refuse the whole page for it: this test's own, too, if the
+/// emulator's state held one. So a proxy between the service and Graph writes it into one incident.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_a_character_spoils_neither_the_page_nor_the_record() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");

@@ -6,7 +6,6 @@ use serde_json::json;
 
 use crate::stage::{PATIENCE, SELDOM, Scene, Stage, fresh};
 use crate::support::emulator::Call;
-use crate::support::service::CLIENT_ID;
 use crate::support::{service, until};
 
 /// More than a minute's budget of one tenant, less than two.
@@ -35,26 +34,6 @@ pub(crate) async fn a_flood_overruns_no_limit() {
     // A worker that finds Graph's budget spent has asked Sentinel in vain: one call each while the minute turns.
     let (in_vain, spent) = (2 * WORKERS, on_incidents(&calls));
     assert!(spent <= 3 * AT_ONCE + in_vain, "{spent} calls for {AT_ONCE} incidents");
-}
-
-/// Somebody else signs in as the same application and spends what we counted on.
-pub(crate) async fn a_shared_budget_is_waited_for(retry_after: &'static str) {
-    let (defender_every, sentinel_every) = ("5s", "5s");
-    let switches = json!({"graphRetryAfter": retry_after});
-    let scene = Scene { budgets: true, switches, defender_every, sentinel_every, ..Scene::default() };
-    let stage = Stage::set(scene).await;
-    let (id, name) = stage.linked(fresh("Waits its turn")).await;
-    stage.in_step().await;
-    stage.emulator.spend_graph_budget(&stage.places[0], CLIENT_ID).await;
-    stage.emulator.forget_calls().await;
-    stage.edit_sentinel(&name, json!({"severity": "High"})).await;
-    stage.in_step_but(Duration::from_secs(150), |_| false).await;
-    stage.defender_shows(&id, json!({"severity": "high"})).await;
-    let refused = stage.calls().await.iter().filter(|call| call.status == Some(429)).count();
-    // A job and a poll may be on their way together; without a word about when, each guess doubles.
-    let most = if retry_after == "absent" { 8 } else { 4 };
-    assert!((1..=most).contains(&refused), "{retry_after}: asked {refused} times in vain");
-    stage.ends().await;
 }
 
 pub(crate) async fn a_change_costs_three_calls() {

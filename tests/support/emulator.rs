@@ -282,21 +282,6 @@ impl Emulator {
         Analyst { place: place.clone(), graph, arm, graph_token, arm_token, http: self.http.clone() }
     }
 
-    /// Another program with the same application id asks Graph until it is told to wait.
-    pub(crate) async fn spend_graph_budget(&self, place: &Place, client_id: &str) {
-        let order = json!({"tenantId": place.tenant_id, "clientId": client_id, "audience": "graph"});
-        let answer = self.control(Method::POST, "/tokens", Some(order)).await;
-        let token = answer["access_token"].as_str().expect("the answer holds the token");
-        let url = format!("{}/v1.0/security/incidents?$top=1", self.hello.graph);
-        for _ in 0..1_000 {
-            let answer = self.http.get(&url).bearer_auth(token).send().await.expect("Graph answers");
-            if answer.status() == StatusCode::TOO_MANY_REQUESTS {
-                return;
-            }
-        }
-        panic!("a thousand calls in a row do not overrun Graph's budget");
-    }
-
     async fn token(&self, place: &Place, upn: &str, audience: &str) -> String {
         let order = json!({"tenantId": place.tenant_id, "user": upn, "audience": audience});
         let answer = self.control(Method::POST, "/tokens", Some(order)).await;
