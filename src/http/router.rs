@@ -3,7 +3,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -101,7 +100,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Cancellation
         // Answers are small: waiting to fill a packet would only delay them. Not vital, so a refusal is no matter.
         let _ = connection.set_nodelay(true);
     });
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let service = router.into_make_service();
     let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     tokio::select! {
         ended = serving.into_future() => ended,
