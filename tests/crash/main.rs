@@ -43,6 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(150);
 const AIMED_MS: std::ops::Range<u64> = 0..80;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute or two: scripts/test runs it"]
 async fn kill_9_loses_nothing_and_doubles_nothing_on_sqlite() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target folder takes a folder");
     let store = format!("sqlite://{}", folder.path().join("lockstep.db").display());

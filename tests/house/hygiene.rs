@@ -34,8 +34,8 @@ fn no_file_names_a_folder_of_somebodys_machine() {
 #[test]
 fn nothing_is_ignored_or_left_to_do() {
     let words = [["#[ig", "nore"].concat(), ["to", "do!("].concat(), ["unimpl", "emented!("].concat()];
-    // The test script starts a server and runs these too.
-    let needs_postgres = format!("{} = \"needs PostgreSQL: run scripts/test", words[0]);
+    // Only what needs a server, or more time than an everyday run has. The test script runs these too.
+    let left_to_the_script = |line: &str| line.contains(&words[0]) && line.contains("scripts/test");
     assert!(
         crate::read("scripts/test").contains("ignored"),
         "the test script runs what is left out elsewhere"
@@ -45,7 +45,7 @@ fn nothing_is_ignored_or_left_to_do() {
     for path in sources.filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
         let text = crate::read(&path.to_string_lossy());
         for (number, line) in text.lines().enumerate() {
-            if words.iter().any(|word| line.contains(word.as_str())) && !line.contains(&needs_postgres) {
+            if words.iter().any(|word| line.contains(word.as_str())) && !left_to_the_script(line) {
                 wrong.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
             }
         }
