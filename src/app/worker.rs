@@ -2,11 +2,13 @@
 //! waits. Tests call `step` until it says `Idle`.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -39,6 +41,9 @@ const FULL_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_CLOSED: Duration = Duration::from_secs(60);
 /// A worker that found nothing does not look again sooner, however many hints come in: they may all be of closed sides.
 const IDLE_LEAST: Duration = Duration::from_millis(5);
+/// How many more rows are leased at once while they are all about incidents that are nobody's twin: every incident of a
+/// workspace has a playbook that tells of it, and most of them may not be ours.
+const STRAYS_AT_ONCE: usize = 31;
 /// How often an idle worker looks into the queue by itself, at first and at last.
 const IDLE_FIRST: Duration = Duration::from_millis(200);
 const IDLE_LAST: Duration = Duration::from_secs(1);
@@ -65,6 +70,8 @@ pub struct Worker {
     workers: usize,
     slots: Arc<Slots>,
     closed: Closed,
+    /// Whether the last rows were all about incidents that are nobody's twin.
+    strays: AtomicBool,
 }
 
 /// What a job's link came to, in the worker's words.
@@ -89,7 +96,8 @@ impl Worker {
             Reconciler { store: store.clone(), clock: clock.clone(), metrics: metrics.clone(), watch };
         let slots = Arc::new(Slots { most: (workers / 4).max(1), busy: Mutex::default() });
         let (workers, closed) = (workers.max(1), Closed::default());
-        Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers, slots, closed })
+        let strays = AtomicBool::new(false);
+        Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers, slots, closed, strays })
     }
 
     /// Serves at most one job.
@@ -98,13 +106,16 @@ impl Worker {
         let skip = self.closed.scopes(now);
         // The store is fair between scopes, so among one more row than there are full scopes is one that can run, if
         // there is any.
-        let most = 1 + self.slots.full();
+        let strays = if self.strays.swap(false, Ordering::Relaxed) { STRAYS_AT_ONCE } else { 0 };
+        let most = 1 + self.slots.full() + strays;
         let leases = self.store.lease_jobs(most, &skip, now, now + LEASE_FOR).await?;
         if leases.is_empty() {
             return Ok(Step::Idle);
         }
+        let leased = leases.len();
         let mut chosen = None;
         let mut settled = false;
+        let mut ignored = Vec::new();
         for lease in leases {
             if chosen.is_some() {
                 self.settle(&lease, self.again(Duration::ZERO, false), "given-back").await?;
@@ -121,13 +132,27 @@ impl Worker {
             }
             let links = self.links(&lease).await?;
             if links.is_empty() {
-                self.settle(&lease, self.done(), "ignored").await?;
-                settled = true;
+                ignored.push(lease);
                 continue;
             }
             match self.slot(&links) {
                 Some(slot) => chosen = Some((lease, links, slot)),
                 None => self.settle(&lease, self.again(FULL_DELAY, false), "saturated").await?,
+            }
+        }
+        if !ignored.is_empty() {
+            // Where there are only strays, there may be a crowd of them: take more the next time.
+            self.strays.store(ignored.len() == leased, Ordering::Relaxed);
+            settled = true;
+            // Side by side, so that they share a commit.
+            let mut settling = JoinSet::new();
+            for lease in ignored {
+                let this = self.clone();
+                settling.spawn(async move { this.settle(&lease, this.done(), "ignored").await });
+            }
+            while let Some(ended) = settling.join_next().await {
+                // Nothing in it panics or is aborted; what was not settled comes back with its lease.
+                ended.unwrap_or(Ok(()))?;
             }
         }
         match chosen {
@@ -313,7 +338,7 @@ impl Worker {
 
     /// Runs all workers until `stop`. Each finishes the step it is in.
     pub async fn run(self: Arc<Self>, wake: Arc<Notify>, stop: CancellationToken) {
-        let mut loops = tokio::task::JoinSet::new();
+        let mut loops = JoinSet::new();
         for _ in 0..self.workers {
             loops.spawn(self.clone().work(wake.clone(), stop.clone()));
         }

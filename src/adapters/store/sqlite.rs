@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct SqliteStore {
     writer: Arc<Writer>,
     readers: Arc<Mutex<Vec<Connection>>>,
     turns: Arc<Mutex<Turns>>,
+    /// Whether the last lease found anything.
+    leased: AtomicBool,
 }
 
 impl SqliteStore {
@@ -64,7 +67,13 @@ impl SqliteStore {
         })
         .await?;
         let writer = Arc::new(Writer { connection: Mutex::new(connection), line: Mutex::default() });
-        Ok(Self { path, writer, readers: Arc::default(), turns: Arc::default() })
+        Ok(Self {
+            path,
+            writer,
+            readers: Arc::default(),
+            turns: Arc::default(),
+            leased: AtomicBool::new(false),
+        })
     }
 
     /// Runs `work` in the next commit. It may run twice, when a neighbour in its group fails.
@@ -535,37 +544,52 @@ impl Store for SqliteStore {
         until: OffsetDateTime,
     ) -> Result<Vec<JobLease>, StoreError> {
         let (now, until) = (nanos(now), nanos(until));
-        // An idle worker asks often; it shall not cost a commit each time.
-        let idle = self
-            .read(move |connection| {
-                let ready = "SELECT 1 FROM jobs INDEXED BY jobs_ready
+        // An idle worker asks often; it shall not cost a commit each time. A busy one need not ask before.
+        let busy = self.leased.load(Ordering::Relaxed);
+        let idle = !busy
+            && self
+                .read(move |connection| {
+                    let ready = "SELECT 1 FROM jobs INDEXED BY jobs_ready
                      WHERE wanted > done AND parked_reason IS NULL AND ready_at <= ?1 LIMIT 1";
-                Ok(row(connection, ready, params![now], |_| Ok(()))?.is_none())
-            })
-            .await?;
+                    Ok(row(connection, ready, params![now], |_| Ok(()))?.is_none())
+                })
+                .await?;
         if idle || most_jobs == 0 {
             return Ok(Vec::new());
         }
         let turns = Arc::clone(&self.turns);
         let skip: Vec<ScopeKey> =
             skip.iter().map(|(side, scope)| (side_number(*side), scope.clone())).collect();
-        self.write(move |connection| {
-            let mut turns = lock(&turns);
-            let ready = ready_rows(connection, turns.after.clone(), &skip, now, most_jobs)?;
-            let mut leases = Vec::new();
-            for ((side, scope), ready) in turns.deal(ready, most_jobs) {
-                let (lease, gathered) = ready.lease(side_of(side)?, &scope);
-                let Gathered { named, version, sources, first_at } = gathered;
-                let (id, token) = (&lease.subject.native_id, lease.token.as_bytes());
-                let set =
-                    params![side, scope, id, token, until, lease.attempts, named, version, sources, first_at];
-                execute(connection, LEASE, set)?;
-                leases.push(lease);
-            }
-            turns.took(&leases);
-            Ok(leases)
-        })
-        .await
+        let leases = self
+            .write(move |connection| {
+                let mut turns = lock(&turns);
+                let ready = ready_rows(connection, turns.after.clone(), &skip, now, most_jobs)?;
+                let mut leases = Vec::new();
+                for ((side, scope), ready) in turns.deal(ready, most_jobs) {
+                    let (lease, gathered) = ready.lease(side_of(side)?, &scope);
+                    let Gathered { named, version, sources, first_at } = gathered;
+                    let (id, token) = (&lease.subject.native_id, lease.token.as_bytes());
+                    let set = params![
+                        side,
+                        scope,
+                        id,
+                        token,
+                        until,
+                        lease.attempts,
+                        named,
+                        version,
+                        sources,
+                        first_at
+                    ];
+                    execute(connection, LEASE, set)?;
+                    leases.push(lease);
+                }
+                turns.took(&leases);
+                Ok(leases)
+            })
+            .await?;
+        self.leased.store(!leases.is_empty(), Ordering::Relaxed);
+        Ok(leases)
     }
 
     async fn settle(
