@@ -44,6 +44,8 @@ const IDLE_LEAST: Duration = Duration::from_millis(5);
 /// How many more rows are leased at once while they are all about incidents that are nobody's twin: every incident of a
 /// workspace has a playbook that tells of it, and most of them may not be ours.
 const STRAYS_AT_ONCE: usize = 31;
+/// How long a worker leaves a crowd of them alone between two steps: eight workers still settle 5,000 in a second.
+const STRAYS_PAUSE: Duration = Duration::from_millis(50);
 /// How often an idle worker looks into the queue by itself, at first and at last.
 const IDLE_FIRST: Duration = Duration::from_millis(200);
 const IDLE_LAST: Duration = Duration::from_secs(1);
@@ -55,6 +57,8 @@ pub enum Step {
     Idle,
     /// A job was settled.
     Worked,
+    /// A crowd of hints about nobody's twins was settled; there may be more of them.
+    Strays,
     /// A job was given back untouched: its tenant or workspace has its share of the workers already.
     Saturated,
 }
@@ -160,6 +164,7 @@ impl Worker {
                 self.serve(&lease, links).await?;
                 Ok(Step::Worked)
             }
+            None if self.strays.load(Ordering::Relaxed) && leased > 1 => Ok(Step::Strays),
             None if settled => Ok(Step::Worked),
             None => Ok(Step::Saturated),
         }
@@ -358,6 +363,11 @@ impl Worker {
                         wake.notify_one();
                     }
                     (was_idle, idle) = (false, IDLE_FIRST);
+                    continue;
+                }
+                Ok(Ok(Step::Strays)) => {
+                    // Nobody waits for these, but senders wait at the doors, for the same writer.
+                    tokio::time::sleep(STRAYS_PAUSE).await;
                     continue;
                 }
                 Ok(Ok(Step::Saturated)) => BUSY_DELAY,
