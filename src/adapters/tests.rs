@@ -215,9 +215,9 @@ fn a_write() -> SentinelWrite {
                 Label { name: "mine".to_owned(), auto: false },
                 Label { name: "Redirected".to_owned(), auto: true },
             ],
+            first_activity: Some("2019-01-01T13:00:30Z".to_owned()),
+            last_activity: None,
         },
-        first_activity: Some("2019-01-01T13:00:30Z".to_owned()),
-        last_activity: None,
     }
 }
 
@@ -301,10 +301,9 @@ async fn resource_manager_is_asked_exactly_this() {
             classification: None,
             reason: None,
             labels: Vec::new(),
+            first_activity: None,
             ..a_write().says
         },
-        first_activity: None,
-        last_activity: None,
     };
     stage.sentinel.put("73e01a99", &create).await.unwrap();
     let unassign = SentinelWrite {

@@ -245,6 +245,40 @@ pub struct DefenderSays {
     pub resolving_comment: Option<String>,
     /// `customTags`, in the service's order.
     pub tags: Vec<String>,
+    /// What the incident's alerts come to; `None` where they were not asked for (lists, answers to a PATCH).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
+}
+
+/// What nobody edits and Sentinel is told: the alerts in numbers and names, and the service's own tags.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// How many alerts there are of each severity, most severe first.
+    pub alerts: Vec<(DefenderSeverity, u32)>,
+    /// Products, in alphabetical order.
+    pub products: Vec<String>,
+    /// Tactics, in alphabetical order.
+    pub tactics: Vec<String>,
+    /// Technique ids, in alphabetical order.
+    pub techniques: Vec<String>,
+    /// Device groups, in alphabetical order.
+    pub device_groups: Vec<String>,
+    /// The earliest activity of any alert.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub first_activity: Option<OffsetDateTime>,
+    /// The latest activity of any alert.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub last_activity: Option<OffsetDateTime>,
+    /// `systemTags`, in the service's order.
+    #[serde(default)]
+    pub system_tags: Vec<String>,
+}
+
+impl Facts {
+    /// How many alerts there are.
+    pub fn total(&self) -> u32 {
+        self.alerts.iter().map(|(_, count)| count).sum()
+    }
 }
 
 /// A Defender incident as read: what it says, and the facts that we never write.
@@ -311,6 +345,12 @@ pub struct SentinelSays {
     pub comment: Option<String>,
     /// `labels`, in the service's order.
     pub labels: Vec<Label>,
+    /// `firstActivityTimeUtc` as it came: writable, so it must be sent back.
+    #[serde(default)]
+    pub first_activity: Option<String>,
+    /// `lastActivityTimeUtc` as it came: writable, so it must be sent back.
+    #[serde(default)]
+    pub last_activity: Option<String>,
 }
 
 /// A Sentinel incident as read.
@@ -322,10 +362,6 @@ pub struct SentinelIncident {
     pub etag: String,
     /// Merged members that people and programs may edit.
     pub says: SentinelSays,
-    /// `firstActivityTimeUtc` as it came: writable, so it must be sent back.
-    pub first_activity: Option<String>,
-    /// `lastActivityTimeUtc` as it came: writable, so it must be sent back.
-    pub last_activity: Option<String>,
     /// `lastModifiedTimeUtc`.
     #[serde(with = "time::serde::rfc3339")]
     pub modified: OffsetDateTime,
@@ -335,6 +371,10 @@ pub struct SentinelIncident {
     pub provider_incident_id: Option<String>,
     /// `incidentUrl`.
     pub url: Option<String>,
+    /// `additionalData.providerIncidentUrl`: names the tenant of the incident that Microsoft's connector copied.
+    pub provider_url: Option<String>,
+    /// `additionalData.commentsCount`.
+    pub comments_count: Option<u32>,
 }
 
 /// The members to send to Graph; what is `None` is not sent. Inner `None` clears.
@@ -365,10 +405,6 @@ pub struct SentinelWrite {
     pub etag: Option<String>,
     /// The members.
     pub says: SentinelSays,
-    /// Sent back as read.
-    pub first_activity: Option<String>,
-    /// Sent back as read.
-    pub last_activity: Option<String>,
 }
 
 /// The identity of a workspace: its ARM resource id in lower case, without a slash at the end. ARM compares ids without

@@ -13,11 +13,11 @@ use time::{Duration, OffsetDateTime};
 use crate::domain::mapping as map;
 use crate::domain::merge::{Judgement, Names, Pair, judge, merge_names};
 use crate::domain::model::{
-    DefenderClassification, DefenderIncident, DefenderPatch, DefenderSays, DefenderStatus, LinkKey,
-    SentinelClassification, SentinelIncident, SentinelOwner, SentinelSays, SentinelStatus, SentinelWrite,
-    Side,
+    DefenderClassification, DefenderDetermination, DefenderIncident, DefenderPatch, DefenderSays,
+    DefenderStatus, Facts, LinkKey, SentinelClassification, SentinelIncident, SentinelOwner, SentinelSays,
+    SentinelStatus, SentinelWrite, Side,
 };
-use crate::domain::policy::{Field, Policy, Winner};
+use crate::domain::policy::{FIELDS, Field, LabelRules, Policy, Winner, offered};
 
 /// Two modified times closer than this prove no order: two clocks, moved by our own writes too.
 const LATEST_MARGIN: Duration = Duration::seconds(5);
@@ -74,6 +74,22 @@ pub struct LinkState {
     /// The newest `lastModifiedTimeUtc` of Sentinel that was acted on.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub acted_sentinel: Option<OffsetDateTime>,
+    /// Values that a side would not take: not sent again until another is to be sent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
+}
+
+/// A value that a side refused, for certain and for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Who refused.
+    pub side: Side,
+    /// What.
+    pub field: Field,
+    /// The value, in that side's words as a plan shows it, by its hash.
+    pub value: u64,
+    /// What the service said.
+    pub why: String,
 }
 
 impl LinkState {
@@ -125,6 +141,8 @@ pub enum Rule {
     PolicyWins,
     /// Both changed it; this side did so provably later.
     Later,
+    /// Both changed it; a person's value goes before a program's.
+    Person,
     /// Both changed it and no order can be proved: Defender.
     Unproved,
     /// The field goes one way.
@@ -148,6 +166,7 @@ impl Rule {
             Rule::OneSided => "only this side changed it",
             Rule::PolicyWins => "both changed it, the policy decides",
             Rule::Later => "both changed it, this side later",
+            Rule::Person => "both changed it, a person's value goes before a program's",
             Rule::Unproved => "both changed it, no order can be proved, Defender wins",
             Rule::OneWay => "both changed it, the field goes one way",
             Rule::FirstMeeting => "the sides meet for the first time and differ",
@@ -223,6 +242,11 @@ pub struct Plan {
     pub defender_first: bool,
     /// What to announce before writing.
     pub intents: Vec<Intent>,
+    /// Values that should be written and are not, because the side has refused them, or because the field is mute in
+    /// this round. What both sides knew of them stays known, so that they come up again.
+    pub withheld: Vec<(Side, Field)>,
+    /// Which labels are our own.
+    pub labels: LabelRules,
 }
 
 impl Plan {
@@ -236,6 +260,8 @@ impl Plan {
             defender: None,
             defender_first: false,
             intents: Vec::new(),
+            withheld: Vec::new(),
+            labels: LabelRules::default(),
         }
     }
 
@@ -302,7 +328,7 @@ pub fn plan(seen: &Snapshot, policy: &Policy) -> Plan {
 /// what Defender said since counts as moved; a newer one that landed shows its own values.
 fn with_created(seen: &Snapshot) -> Cow<'_, Snapshot> {
     let create = |intent: &&Intent| intent.side == Side::Sentinel && intent.at.is_empty();
-    let LinkState { known, intents, acted_defender, acted_sentinel } = &seen.state;
+    let LinkState { known, intents, acted_defender, acted_sentinel, .. } = &seen.state;
     match intents.iter().find(create) {
         Some(create) if known.is_none() => {
             let known = Known {
@@ -320,9 +346,10 @@ fn with_created(seen: &Snapshot) -> Cow<'_, Snapshot> {
 }
 
 fn create(incident: &DefenderIncident, policy: &Policy) -> Plan {
-    let says = allowed(map::new_twin(incident), incident, policy);
+    let says = allowed(map::new_twin(incident, policy), incident, policy);
     let mut plan = Plan::bare(Outcome::Create);
-    let shown = Shown::of(&incident.says, &says);
+    plan.labels = policy.labels.clone();
+    let shown = Shown::of(&incident.says, &says, policy);
     for field in Field::ALL {
         let after = shown.sentinel(field);
         if after != NOTHING {
@@ -333,27 +360,34 @@ fn create(incident: &DefenderIncident, policy: &Policy) -> Plan {
     plan.intents.push(Intent {
         side: Side::Sentinel,
         fields: Field::ALL.to_vec(),
-        names: map::sentinel_tags(&says),
+        names: map::sentinel_tags(&says, &policy.labels),
         at: String::new(),
         defender: incident.says.clone(),
         sentinel: says.clone(),
     });
-    plan.sentinel = Some(SentinelWrite { etag: None, says, first_activity: None, last_activity: None });
+    plan.sentinel = Some(SentinelWrite { etag: None, says });
     plan
 }
 
 /// A new twin without the fields that do not flow to Sentinel. Title and severity stay: every incident has them.
 fn allowed(mut says: SentinelSays, incident: &DefenderIncident, policy: &Policy) -> SentinelSays {
     let flows = |field| policy.of(field).direction.to_sentinel();
+    if !flows(Field::Facts) {
+        let bare = DefenderSays { facts: None, ..incident.says.clone() };
+        map::tell_facts(&incident.id, incident.web_url.as_deref(), &bare, policy, &mut says);
+        (says.first_activity, says.last_activity) = (None, None);
+    }
     if !flows(Field::Description) {
-        let web_url = incident.web_url.as_deref();
-        says.description = Some(map::description_to_sentinel(None, &incident.id, web_url));
+        says.description = map::description_joined(None, says.description.as_deref());
     }
     if !flows(Field::Owner) {
         says.owner = SentinelOwner::default();
     }
     if !flows(Field::Tags) {
-        says.labels.clear();
+        says.labels.retain(|label| policy.labels.own(&label.name));
+    }
+    if !flows(Field::Verdict) {
+        map::set_determination(&mut says.labels, None, &policy.labels);
     }
     if !flows(Field::Verdict) && says.status == SentinelStatus::Closed {
         says.classification = Some(SentinelClassification::Undetermined);
@@ -386,6 +420,8 @@ struct Cell<'a, D, S> {
 struct Planner<'a> {
     policy: &'a Policy,
     latest: Option<Side>,
+    /// The side whose last change was a person's, as far as that can be told.
+    person: Side,
     merged: bool,
     shown: Shown,
     plan: Plan,
@@ -417,6 +453,7 @@ impl Planner<'_> {
                 (true, true) => match (rule.wins, self.latest) {
                     (Winner::Defender, _) => (Side::Defender, Rule::PolicyWins),
                     (Winner::Sentinel, _) => (Side::Sentinel, Rule::PolicyWins),
+                    (Winner::Human, _) => (self.person, Rule::Person),
                     (Winner::Latest, Some(side)) => (side, Rule::Later),
                     (Winner::Latest, None) => (Side::Defender, Rule::Unproved),
                 },
@@ -448,15 +485,18 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     let (d, s) = (&defender.says, &sentinel.says);
     let mut goal_d = d.clone();
     let mut goal_s = s.clone();
-    let mut rules: [Option<(Side, Rule)>; 8] = [None; 8];
+    let mut rules: [Option<(Side, Rule)>; FIELDS] = [None; FIELDS];
     let mut planner = Planner {
         policy,
         latest: latest(seen.state.known.as_ref(), defender.updated, sentinel.modified),
+        person: person(defender),
         merged: d.status == DefenderStatus::Redirected,
-        shown: Shown::of(d, s),
+        shown: Shown::of(d, s, policy),
         plan: Plan::bare(Outcome::Both),
     };
-    let base = |field| Base::of(&seen.state, field, d, s);
+    planner.plan.labels = policy.labels.clone();
+    let own = &policy.labels;
+    let base = |field| Base::of(&seen.state, own, field, d, s);
     let web_url = defender.web_url.as_deref();
 
     // Title.
@@ -464,9 +504,9 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         field: Field::Title,
         known: base(Field::Title).map(|d, s| (d.title.clone(), s.title.clone())),
         now: Pair { defender: d.title.clone(), sentinel: s.title.clone() },
-        same: &|d, s| map::title_to_sentinel(d.as_deref()).is_none_or(|title| title == map::plain(s)),
-        to_sentinel: &|d| map::title_to_sentinel(d.as_deref()),
-        to_defender: &|s| Some(Some(map::plain(s)).filter(|title| !title.is_empty())),
+        same: &|d, s| map::title_to_sentinel(d.as_deref(), policy).is_none_or(|title| title == map::plain(s)),
+        to_sentinel: &|d| map::title_to_sentinel(d.as_deref(), policy),
+        to_defender: &|s| map::title_to_defender(s, policy).map(Some),
     });
     if let Some(title) = decision.sentinel {
         goal_s.title = title;
@@ -478,18 +518,17 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     }
 
     // Description, without our own block.
-    let own = |s: &SentinelSays| map::description_without_block(s.description.as_deref());
+    let text = |s: &SentinelSays| map::description_without_block(s.description.as_deref());
     let decision = planner.decide(Cell {
         field: Field::Description,
-        known: base(Field::Description).map(|d, s| (d.description.clone(), own(s))),
-        now: Pair { defender: d.description.clone(), sentinel: own(s) },
-        same: &|d, s| map::description_that_fits(d.as_deref(), &defender.id, web_url) == *s,
-        to_sentinel: &|d| Some(map::description_that_fits(d.as_deref(), &defender.id, web_url)),
+        known: base(Field::Description).map(|d, s| (d.description.clone(), text(s))),
+        now: Pair { defender: d.description.clone(), sentinel: text(s) },
+        same: &|d, s| map::description_that_fits(d.as_deref()) == *s,
+        to_sentinel: &|d| Some(map::description_that_fits(d.as_deref())),
         to_defender: &|s| map::description_to_defender(s.as_deref()),
     });
-    if decision.sentinel.is_some() {
-        goal_s.description =
-            Some(map::description_to_sentinel(d.description.as_deref(), &defender.id, web_url));
+    if let Some(text) = decision.sentinel {
+        goal_s.description = map::description_joined(text.as_deref(), s.description.as_deref());
         rules[Field::Description as usize] = Some((Side::Sentinel, decision.rule));
     }
     if let Some(text) = decision.defender {
@@ -556,21 +595,68 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     // Tags.
     let rule = policy.of(Field::Tags).direction;
     let (to_sentinel, to_defender) = (rule.to_sentinel(), rule.to_defender() && !planner.merged);
-    let now = Pair { defender: map::defender_tags(d), sentinel: map::sentinel_tags(s) };
-    let known = known_names(&seen.state, &now);
+    let now = Pair { defender: map::defender_tags(d, own), sentinel: map::sentinel_tags(s, own) };
+    let known = known_names(&seen.state, own, &now);
     let goal = merge_names(known.as_ref(), &now, to_sentinel, to_defender);
     let why = if known.is_some() { Rule::OneSided } else { Rule::FirstMeeting };
     if goal.sentinel != now.sentinel {
-        goal_s.labels = map::labels_for_sentinel(&goal.sentinel, &s.labels, d);
+        goal_s.labels = map::labels_for_sentinel(&goal.sentinel, &s.labels, d, own);
         rules[Field::Tags as usize] = Some((Side::Sentinel, why));
     }
-    let tags_to_defender = goal.defender != now.defender;
-    if tags_to_defender {
-        goal_d.tags = map::tags_for_defender(&goal.defender, d, s);
+    if goal.defender != now.defender {
+        goal_d.tags = map::tags_for_defender(&goal.defender, d, s, own);
     }
 
+    determination(&mut planner, seen, (d, s), (&mut goal_d, &mut goal_s), &mut rules);
+
+    // What nobody edits.
+    let told = |d: &DefenderSays| map::facts_to_sentinel(&defender.id, web_url, d, policy);
+    let decision = planner.decide(Cell {
+        field: Field::Facts,
+        known: base(Field::Facts).map(|d, s| (told(d), map::facts_in_sentinel(s, own))),
+        now: Pair { defender: told(d), sentinel: map::facts_in_sentinel(s, own) },
+        same: &|d, s| map::facts_same(d.as_ref(), s),
+        to_sentinel: &|d| d.clone(),
+        to_defender: &|_| None,
+    });
+    if decision.sentinel.is_some() {
+        map::tell_facts(&defender.id, web_url, d, policy, &mut goal_s);
+        rules[Field::Facts as usize] = Some((Side::Sentinel, decision.rule));
+    }
+
+    // What a side would not take, or what is not to be tried in this round.
+    let goal = Shown::of(&goal_d, &goal_s, policy);
+    let mut planner = planner;
+    for side in [Side::Sentinel, Side::Defender] {
+        for field in Field::ALL {
+            let moves = match side {
+                Side::Sentinel => !same_words_sentinel(own, field, s, &goal_s),
+                Side::Defender => !same_words_defender(own, field, d, &goal_d),
+            };
+            if !moves {
+                continue;
+            }
+            let value = hash(&goal.on(side, field));
+            let refused =
+                seen.state.refused.iter().find(|r| (r.side, r.field, r.value) == (side, field, value));
+            if let Some(refused) = refused {
+                planner.plan.unsaid.push((field, format!("{side} refused it: {}", refused.why)));
+            } else if !policy.mute.contains(&(side, field)) {
+                continue;
+            }
+            planner.plan.withheld.push((side, field));
+            match side {
+                Side::Sentinel => copy_sentinel(own, field, s, &mut goal_s),
+                Side::Defender => copy_defender(field, d, &mut goal_d),
+            }
+        }
+    }
+    // The tags that are written may be fewer than what was decided.
+    let goal =
+        Pair { defender: map::defender_tags(&goal_d, own), sentinel: map::sentinel_tags(&goal_s, own) };
+
     // Writes, and the reason for each value in them.
-    let after = Shown::of(&goal_d, &goal_s);
+    let after = Shown::of(&goal_d, &goal_s, policy);
     let Planner { mut plan, shown, .. } = planner;
     for field in Field::ALL {
         for side in [Side::Sentinel, Side::Defender] {
@@ -586,8 +672,8 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         }
     }
     let moves = |same: &dyn Fn(Field) -> bool| Field::ALL.into_iter().filter(|f| !same(*f)).collect();
-    let mut sentinel_fields: Vec<Field> = moves(&|field| same_words_sentinel(field, s, &goal_s));
-    let mut defender_fields: Vec<Field> = moves(&|field| same_words_defender(field, d, &goal_d));
+    let mut sentinel_fields: Vec<Field> = moves(&|field| same_words_sentinel(own, field, s, &goal_s));
+    let mut defender_fields: Vec<Field> = moves(&|field| same_words_defender(own, field, d, &goal_d));
 
     // An unproved write may still be in flight, or hide behind a read that lags: another write settles it, not a read.
     // Sentinel refuses a late one once its etag has moved on, so there only one at the version we see is open. Graph
@@ -603,9 +689,10 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
                 .iter()
                 .any(|later| later.side == intent.side && later.fields.contains(&field));
             let moved_on = intent.at != format_instant(defender.updated);
-            let shown = moved_on && same_words_defender(field, d, &intent.defender);
+            let shown = moved_on && same_words_defender(own, field, d, &intent.defender);
             let proved = intent.side == Side::Defender && (newer || shown);
-            if !proved && !fields.contains(&field) {
+            let withheld = plan.withheld.contains(&(intent.side, field));
+            if !proved && !withheld && !fields.contains(&field) {
                 fields.push(field);
                 let value = after.on(intent.side, field);
                 let (before, after) = (value.clone(), value);
@@ -621,17 +708,12 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         plan.intents.push(Intent {
             side: Side::Sentinel,
             fields: sentinel_fields,
-            names: map::sentinel_tags(s).symmetric_difference(&goal.sentinel).cloned().collect(),
+            names: map::sentinel_tags(s, own).symmetric_difference(&goal.sentinel).cloned().collect(),
             at: sentinel.etag.clone(),
             defender: goal_d.clone(),
             sentinel: goal_s.clone(),
         });
-        plan.sentinel = Some(SentinelWrite {
-            etag: Some(sentinel.etag.clone()),
-            says: goal_s.clone(),
-            first_activity: sentinel.first_activity.clone(),
-            last_activity: sentinel.last_activity.clone(),
-        });
+        plan.sentinel = Some(SentinelWrite { etag: Some(sentinel.etag.clone()), says: goal_s.clone() });
     }
     plan.defender_first = s.status == SentinelStatus::Closed
         && plan.sentinel.as_ref().is_some_and(|w| w.says.status != s.status);
@@ -640,7 +722,7 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         plan.intents.push(Intent {
             side: Side::Defender,
             fields: defender_fields,
-            names: map::defender_tags(d).symmetric_difference(&goal.defender).cloned().collect(),
+            names: map::defender_tags(d, own).symmetric_difference(&goal.defender).cloned().collect(),
             at: format_instant(defender.updated),
             defender: goal_d,
             sentinel: goal_s,
@@ -667,7 +749,7 @@ fn verdict(
     seen: &Snapshot,
     (d, s): (&DefenderSays, &SentinelSays),
     (goal_d, goal_s): (&mut DefenderSays, &mut SentinelSays),
-    rules: &mut [Option<(Side, Rule)>; 8],
+    rules: &mut [Option<(Side, Rule)>; FIELDS],
     redirect: Option<&str>,
 ) {
     let closing = goal_s.status == SentinelStatus::Closed;
@@ -686,7 +768,7 @@ fn verdict(
     let flows_to_sentinel = planner.policy.of(Field::Verdict).direction.to_sentinel();
     let policy = planner.policy;
     let d_verdict = (d.classification.clone(), d.determination.clone());
-    let base = Base::of(&seen.state, Field::Verdict, d, s);
+    let base = Base::of(&seen.state, &policy.labels, Field::Verdict, d, s);
     let s_verdict = said_verdict(s, base.sentinel());
     match &s_verdict {
         Some(said) => {
@@ -729,7 +811,7 @@ fn verdict(
         }
     }
 
-    let base = Base::of(&seen.state, Field::Comment, d, s);
+    let base = Base::of(&seen.state, &policy.labels, Field::Comment, d, s);
     let d_comment = map::plain_option(d.resolving_comment.as_deref());
     let s_comment =
         if s.status == SentinelStatus::Closed { map::plain_option(s.comment.as_deref()) } else { None };
@@ -771,6 +853,83 @@ fn verdict(
         goal_s.classification = None;
         goal_s.reason = None;
         goal_s.comment = None;
+    }
+}
+
+/// The determination, which Sentinel can say only as a label. The label is an analyst's choice when it was set or
+/// changed; a label that is gone is no choice, because programs that replace the list drop it unknowingly.
+fn determination(
+    planner: &mut Planner<'_>,
+    seen: &Snapshot,
+    (d, s): (&DefenderSays, &SentinelSays),
+    (goal_d, goal_s): (&mut DefenderSays, &mut SentinelSays),
+    rules: &mut [Option<(Side, Rule)>; FIELDS],
+) {
+    let policy = planner.policy;
+    let own = &policy.labels;
+    if own.determination.is_none() || planner.merged {
+        return;
+    }
+    let base = Base::of(&seen.state, own, Field::Determination, d, s);
+    let label = map::determination_label(&s.labels, own);
+    let known = base.map(|d, s| {
+        let verdict = (d.classification.clone(), d.determination.clone());
+        (verdict, map::determination_label(&s.labels, own))
+    });
+    let reason = match goal_s.status {
+        SentinelStatus::Closed => goal_s.reason.clone(),
+        _ => map::verdict_to_sentinel(&(goal_d.classification.clone(), goal_d.determination.clone()))
+            .and_then(|(_, reason)| reason),
+    };
+    let chosen = |label: &str, classification: &DefenderClassification| {
+        Some(DefenderDetermination::parse(label)).filter(|word| offered(classification, word))
+    };
+    if rules[Field::Verdict as usize].is_some_and(|(side, _)| side == Side::Defender) {
+        // Sentinel's verdict goes to Defender: a label that suits it is the finer word.
+        if let Some(word) = label.as_deref().and_then(|label| chosen(label, &goal_d.classification)) {
+            goal_d.determination = word;
+            return;
+        }
+        let verdict = (goal_d.classification.clone(), goal_d.determination.clone());
+        let word = map::determination_to_sentinel(&verdict, reason.as_ref(), policy);
+        if policy.of(Field::Determination).direction.to_sentinel() && label != word {
+            map::set_determination(&mut goal_s.labels, word.as_deref(), own);
+            rules[Field::Determination as usize] = Some((Side::Sentinel, Rule::OneSided));
+        }
+        return;
+    }
+    let verdict = (goal_d.classification.clone(), goal_d.determination.clone());
+    let classification = verdict.0.clone();
+    let wanted =
+        |verdict: &map::DefenderVerdict| map::determination_to_sentinel(verdict, reason.as_ref(), policy);
+    // A label that is gone did not move, unless Defender's word moved too.
+    let now = match &known {
+        Some(known) if label.is_none() => known.sentinel.clone(),
+        _ => label.clone(),
+    };
+    let decision = planner.decide(Cell {
+        field: Field::Determination,
+        known,
+        now: Pair { defender: verdict, sentinel: now },
+        same: &|d, label| match label {
+            Some(label) => DefenderDetermination::parse(label) == d.1,
+            None => wanted(d).is_none(),
+        },
+        to_sentinel: &|d| Some(wanted(d)),
+        to_defender: &|label| {
+            let word = chosen(label.as_deref()?, &classification)?;
+            Some((classification.clone(), word))
+        },
+    });
+    if let Some(word) = decision.sentinel
+        && word != label
+    {
+        map::set_determination(&mut goal_s.labels, word.as_deref(), own);
+        rules[Field::Determination as usize] = Some((Side::Sentinel, decision.rule));
+    }
+    if let Some((_, word)) = decision.defender {
+        goal_d.determination = word;
+        rules[Field::Verdict as usize] = Some((Side::Defender, decision.rule));
     }
 }
 
@@ -820,6 +979,21 @@ fn latest(known: Option<&Known>, defender: OffsetDateTime, sentinel: OffsetDateT
     }
 }
 
+/// Whose last change was a person's. Graph marks a program's with `API-App:` (`graph.md` §8.5) and its engine's with
+/// nothing or its product's name; Sentinel's REST form says nothing, and its edits are taken for a person's.
+fn person(defender: &DefenderIncident) -> Side {
+    match defender.modified_by.as_deref() {
+        Some(by) if by.contains('@') && !by.to_lowercase().starts_with("api-app:") => Side::Defender,
+        _ => Side::Sentinel,
+    }
+}
+
+/// A stable hash of a value as it is shown (FNV-1a): kept in the store instead of the value.
+pub fn hash(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// What both sides last agreed on for one field: the stored agreement, or the newest unproved write that `now` proves
 /// to have landed, because its side shows exactly what it would have put there.
 enum Base<'a> {
@@ -828,20 +1002,20 @@ enum Base<'a> {
 }
 
 impl<'a> Base<'a> {
-    fn of(state: &'a LinkState, field: Field, d: &DefenderSays, s: &SentinelSays) -> Self {
+    fn of(state: &'a LinkState, own: &LabelRules, field: Field, d: &DefenderSays, s: &SentinelSays) -> Self {
         let mut base = match &state.known {
             Some(known) => Base::Known(&known.defender, &known.sentinel),
             None => Base::None,
         };
         for intent in state.intents.iter().filter(|intent| intent.fields.contains(&field)) {
             let shows = match intent.side {
-                Side::Defender => same_words_defender(field, d, &intent.defender),
-                Side::Sentinel => same_words_sentinel(field, s, &intent.sentinel),
+                Side::Defender => same_words_defender(own, field, d, &intent.defender),
+                Side::Sentinel => same_words_sentinel(own, field, s, &intent.sentinel),
             };
             let differs = match (&base, intent.side) {
                 (Base::None, _) => true,
-                (Base::Known(known, _), Side::Defender) => !same_words_defender(field, d, known),
-                (Base::Known(_, known), Side::Sentinel) => !same_words_sentinel(field, s, known),
+                (Base::Known(known, _), Side::Defender) => !same_words_defender(own, field, d, known),
+                (Base::Known(_, known), Side::Sentinel) => !same_words_sentinel(own, field, s, known),
             };
             if shows && differs {
                 base = Base::Known(&intent.defender, &intent.sentinel);
@@ -876,10 +1050,10 @@ impl<'a> Base<'a> {
 }
 
 /// The same proof for tags, member by member: a set that somebody added to meanwhile still proves the rest.
-fn known_names(state: &LinkState, now: &Pair<Names, Names>) -> Option<Pair<Names, Names>> {
+fn known_names(state: &LinkState, own: &LabelRules, now: &Pair<Names, Names>) -> Option<Pair<Names, Names>> {
     let view = |d: &DefenderSays, s: &SentinelSays| Pair {
-        defender: map::defender_tags(d),
-        sentinel: map::sentinel_tags(s),
+        defender: map::defender_tags(d, own),
+        sentinel: map::sentinel_tags(s, own),
     };
     let mut known = state.known.as_ref().map(|known| view(&known.defender, &known.sentinel));
     for intent in state.intents.iter().filter(|intent| intent.fields.contains(&Field::Tags)) {
@@ -918,7 +1092,7 @@ fn put(names: &mut Names, name: &str, present: bool) {
 }
 
 /// Whether two Defender states say the same in one field, in Defender's own words.
-fn same_words_defender(field: Field, a: &DefenderSays, b: &DefenderSays) -> bool {
+fn same_words_defender(own: &LabelRules, field: Field, a: &DefenderSays, b: &DefenderSays) -> bool {
     match field {
         Field::Title => a.title == b.title,
         Field::Description => a.description == b.description,
@@ -930,12 +1104,16 @@ fn same_words_defender(field: Field, a: &DefenderSays, b: &DefenderSays) -> bool
             map::plain_option(a.resolving_comment.as_deref())
                 == map::plain_option(b.resolving_comment.as_deref())
         }
-        Field::Tags => map::defender_tags(a) == map::defender_tags(b),
+        Field::Tags => map::defender_tags(a, own) == map::defender_tags(b, own),
+        // Written with the verdict.
+        Field::Determination => true,
+        // Nobody writes it there. Not asked for is not moved.
+        Field::Facts => a.facts.is_none() || b.facts.is_none() || a.facts == b.facts,
     }
 }
 
 /// Whether two Sentinel states say the same in one field, in Sentinel's own words.
-fn same_words_sentinel(field: Field, a: &SentinelSays, b: &SentinelSays) -> bool {
+fn same_words_sentinel(own: &LabelRules, field: Field, a: &SentinelSays, b: &SentinelSays) -> bool {
     match field {
         Field::Title => map::plain(&a.title) == map::plain(&b.title),
         Field::Description => {
@@ -951,7 +1129,11 @@ fn same_words_sentinel(field: Field, a: &SentinelSays, b: &SentinelSays) -> bool
             closed(a) == closed(b)
                 && map::plain_option(a.comment.as_deref()) == map::plain_option(b.comment.as_deref())
         }
-        Field::Tags => map::sentinel_tags(a) == map::sentinel_tags(b),
+        Field::Tags => map::sentinel_tags(a, own) == map::sentinel_tags(b, own),
+        Field::Determination => {
+            map::determination_label(&a.labels, own) == map::determination_label(&b.labels, own)
+        }
+        Field::Facts => map::facts_in_sentinel(a, own) == map::facts_in_sentinel(b, own),
     }
 }
 
@@ -972,6 +1154,7 @@ fn patch(goal: &DefenderSays, fields: &[Field]) -> DefenderPatch {
             Field::Verdict => patch.verdict = Some((goal.classification.clone(), goal.determination.clone())),
             Field::Comment => patch.resolving_comment = Some(goal.resolving_comment.clone()),
             Field::Tags => patch.tags = Some(goal.tags.clone()),
+            Field::Determination | Field::Facts => {}
         }
     }
     patch
@@ -996,6 +1179,7 @@ pub struct Landed {
 pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState, bool)> {
     let defender = seen.defender.as_ref()?;
     let written = |side| plan.intents.iter().find(|intent| intent.side == side);
+    let own = &plan.labels;
     let mut again = false;
 
     let mut d_says = defender.says.clone();
@@ -1005,7 +1189,7 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
         d_updated = answer.updated;
         for field in Field::ALL {
             if intent.fields.contains(&field) {
-                if same_words_defender(field, &answer.says, &intent.defender) {
+                if same_words_defender(own, field, &answer.says, &intent.defender) {
                     copy_defender(field, &answer.says, &mut d_says);
                 } else {
                     // Somebody wrote it in the same instant: keep what we meant, so that it shows as their move.
@@ -1013,7 +1197,7 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
                     again = true;
                 }
             } else {
-                again |= !same_words_defender(field, &answer.says, &defender.says);
+                again |= !same_words_defender(own, field, &answer.says, &defender.says);
             }
         }
     }
@@ -1029,15 +1213,26 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
             let mut says = sentinel.says.clone();
             for field in Field::ALL {
                 if intent.fields.contains(&field) {
-                    copy_sentinel(field, &answer.says, &mut says);
+                    copy_sentinel(own, field, &answer.says, &mut says);
                 } else {
-                    again |= !same_words_sentinel(field, &answer.says, &sentinel.says);
+                    again |= !same_words_sentinel(own, field, &answer.says, &sentinel.says);
                 }
             }
             (says, answer.modified, answer.etag.clone())
         }
     };
     let (acted_defender, acted_sentinel) = (Some(d_updated), Some(s_modified));
+    let (mut d_says, mut s_says) = (d_says, s_says);
+    if let Some(before) = &seen.state.known {
+        if d_says.facts.is_none() {
+            d_says.facts.clone_from(&before.defender.facts);
+        }
+        // What is withheld was not agreed on: it moved, and comes up again.
+        for &(_, field) in &plan.withheld {
+            copy_defender(field, &before.defender, &mut d_says);
+            copy_sentinel(own, field, &before.sentinel, &mut s_says);
+        }
+    }
     let known = Known {
         defender: d_says,
         sentinel: s_says,
@@ -1045,7 +1240,11 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
         sentinel_modified: s_modified,
         sentinel_etag: s_etag,
     };
-    Some((LinkState { known: Some(known), intents: Vec::new(), acted_defender, acted_sentinel }, again))
+    let state = seen.state.clone();
+    Some((
+        LinkState { known: Some(known), intents: Vec::new(), acted_defender, acted_sentinel, ..state },
+        again,
+    ))
 }
 
 /// The state to store before writing: what was unproved stays on record beside its successors.
@@ -1095,23 +1294,45 @@ fn copy_defender(field: Field, from: &DefenderSays, to: &mut DefenderSays) {
         }
         Field::Comment => to.resolving_comment.clone_from(&from.resolving_comment),
         Field::Tags => to.tags.clone_from(&from.tags),
+        Field::Determination => {}
+        Field::Facts => to.facts.clone_from(&from.facts),
     }
 }
 
-fn copy_sentinel(field: Field, from: &SentinelSays, to: &mut SentinelSays) {
+fn copy_sentinel(own: &LabelRules, field: Field, from: &SentinelSays, to: &mut SentinelSays) {
     match field {
         Field::Title => to.title.clone_from(&from.title),
-        Field::Description => to.description.clone_from(&from.description),
+        Field::Description => {
+            let text = from.description.as_deref();
+            to.description = map::description_joined(text, to.description.as_deref());
+        }
         Field::Severity => to.severity.clone_from(&from.severity),
         Field::Status => to.status.clone_from(&from.status),
-        Field::Owner => to.owner.clone_from(&from.owner),
+        Field::Owner => {
+            to.owner.clone_from(&from.owner);
+            copy_labels(&|name| own.is_owner(name), from, to);
+        }
         Field::Verdict => {
             to.classification.clone_from(&from.classification);
             to.reason.clone_from(&from.reason);
         }
         Field::Comment => to.comment.clone_from(&from.comment),
-        Field::Tags => to.labels.clone_from(&from.labels),
+        Field::Tags => copy_labels(&|name| !own.own(name), from, to),
+        Field::Determination => copy_labels(&|name| own.is_determination(name), from, to),
+        Field::Facts => {
+            let text = to.description.take();
+            to.description = map::description_joined(text.as_deref(), from.description.as_deref());
+            to.first_activity.clone_from(&from.first_activity);
+            to.last_activity.clone_from(&from.last_activity);
+            copy_labels(&|name| own.is_fact(name), from, to);
+        }
     }
+}
+
+/// Takes the labels of one kind from another list, and keeps all others.
+fn copy_labels(kind: &dyn Fn(&str) -> bool, from: &SentinelSays, to: &mut SentinelSays) {
+    to.labels.retain(|label| !kind(&label.name));
+    to.labels.extend(from.labels.iter().filter(|label| kind(&label.name)).cloned());
 }
 
 /// An instant as a version: RFC 3339 with all its digits.
@@ -1134,12 +1355,13 @@ const MOST_SHOWN: usize = 80;
 
 /// Every field of both sides as a person reads it.
 struct Shown {
-    defender: [String; 8],
-    sentinel: [String; 8],
+    defender: [String; FIELDS],
+    sentinel: [String; FIELDS],
 }
 
 impl Shown {
-    fn of(d: &DefenderSays, s: &SentinelSays) -> Self {
+    fn of(d: &DefenderSays, s: &SentinelSays, policy: &Policy) -> Self {
+        let own = &policy.labels;
         let closed = s.status == SentinelStatus::Closed;
         let person = [&s.owner.upn, &s.owner.email, &s.owner.name, &s.owner.object_id];
         let owner = person.into_iter().find_map(|m| map::plain_option(m.as_deref()));
@@ -1153,10 +1375,14 @@ impl Shown {
                 Field::Verdict => format!("{}/{}", d.classification, d.determination),
                 Field::Comment => quoted(d.resolving_comment.as_deref()),
                 Field::Tags => listed(&d.tags),
+                Field::Determination => worded(&d.determination),
+                Field::Facts => d.facts.as_ref().map_or(NOTHING.to_owned(), facts),
             }),
             sentinel: Field::ALL.map(|field| match field {
                 Field::Title => quoted(Some(&s.title)),
-                Field::Description => quoted(s.description.as_deref()),
+                Field::Description => {
+                    quoted(map::description_without_block(s.description.as_deref()).as_deref())
+                }
                 Field::Severity => s.severity.to_string(),
                 Field::Status => s.status.to_string(),
                 Field::Owner => owner.clone().unwrap_or_else(|| NOTHING.to_owned()),
@@ -1167,10 +1393,13 @@ impl Shown {
                 },
                 Field::Comment => quoted(s.comment.as_deref().filter(|_| closed)),
                 Field::Tags => {
-                    let tags: Vec<String> =
-                        s.labels.iter().filter(|label| !label.auto).map(|label| label.name.clone()).collect();
-                    listed(&tags)
+                    let tags = s.labels.iter().filter(|label| !label.auto && !own.own(&label.name));
+                    listed(&tags.map(|label| label.name.clone()).collect::<Vec<_>>())
                 }
+                Field::Determination => {
+                    map::determination_label(&s.labels, own).unwrap_or_else(|| NOTHING.to_owned())
+                }
+                Field::Facts => map::facts_in_sentinel(s, own).to_string(),
             }),
         }
     }
@@ -1188,6 +1417,14 @@ impl Shown {
 
     fn sentinel(&self, field: Field) -> String {
         self.sentinel[field as usize].clone()
+    }
+}
+
+fn facts(facts: &Facts) -> String {
+    match facts.total() {
+        0 => NOTHING.to_owned(),
+        1 => "1 alert".to_owned(),
+        n => format!("{n} alerts"),
     }
 }
 

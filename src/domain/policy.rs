@@ -1,8 +1,10 @@
 //! What a route wants for each field: which way changes flow and who wins when both sides moved.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
-use crate::domain::model::{DefenderClassification, DefenderDetermination, SentinelReason};
+use crate::domain::model::{DefenderClassification, DefenderDetermination, SentinelReason, Side};
 
 /// The members that Lockstep keeps in step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,11 +26,18 @@ pub enum Field {
     Comment,
     /// `customTags` and `labels`.
     Tags,
+    /// Defender's determination and the label that keeps it in Sentinel. Ruled by the policy of [`Field::Verdict`].
+    Determination,
+    /// What nobody edits and Sentinel is told: our block in the description, activity times, labels of our own.
+    Facts,
 }
+
+/// How many fields there are.
+pub const FIELDS: usize = 10;
 
 impl Field {
     /// Every field, in the order in which plans are printed.
-    pub const ALL: [Field; 8] = [
+    pub const ALL: [Field; FIELDS] = [
         Field::Title,
         Field::Description,
         Field::Severity,
@@ -37,6 +46,8 @@ impl Field {
         Field::Verdict,
         Field::Comment,
         Field::Tags,
+        Field::Determination,
+        Field::Facts,
     ];
 
     /// The name, as in the configuration, the journal and printed plans.
@@ -50,6 +61,8 @@ impl Field {
             Field::Verdict => "verdict",
             Field::Comment => "verdict comment",
             Field::Tags => "tags",
+            Field::Determination => "determination",
+            Field::Facts => "facts",
         }
     }
 
@@ -57,7 +70,7 @@ impl Field {
     /// title and description only to Sentinel, because Defender's engine writes them.
     pub const fn default_policy(self) -> FieldPolicy {
         let direction = match self {
-            Field::Title | Field::Description => Direction::ToSentinel,
+            Field::Title | Field::Description | Field::Facts => Direction::ToSentinel,
             _ => Direction::Both,
         };
         FieldPolicy { direction, wins: Winner::Latest }
@@ -100,6 +113,10 @@ pub enum Winner {
     Defender,
     /// Sentinel.
     Sentinel,
+    /// A person, as against a program: Sentinel when Defender's last change was a program's (`lastModifiedBy` begins with
+    /// `API-App:` or names nobody), else Defender. Sentinel's REST form does not say who edited, so its edits are taken
+    /// for a person's there; and `lastModifiedBy` is of the incident, not of the field.
+    Human,
 }
 
 /// One field's rule.
@@ -112,26 +129,123 @@ pub struct FieldPolicy {
     pub wins: Winner,
 }
 
+/// The labels that Lockstep writes in Sentinel for purposes of its own. They are never taken for tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelRules {
+    /// What stands before a determination, for example `determination/`; `None` keeps no determinations as labels.
+    pub determination: Option<String>,
+    /// What stands before a copy of one of Defender's system tags; `None` copies none.
+    pub system: Option<String>,
+    /// What stands before the name of an owner who does not exist in the workspace's directory.
+    pub owner: Option<String>,
+    /// Labels that every twin of the route gets.
+    pub route: Vec<String>,
+}
+
+/// Set by Defender's engine on both sides when an incident is merged away, and by us on its twin.
+pub const REDIRECTED: &str = "Redirected";
+
+impl Default for LabelRules {
+    fn default() -> Self {
+        Self {
+            determination: Some("determination/".to_owned()),
+            system: None,
+            owner: None,
+            route: Vec::new(),
+        }
+    }
+}
+
+impl LabelRules {
+    /// Whether a label of this name is one of ours.
+    pub fn own(&self, name: &str) -> bool {
+        self.is_determination(name) || self.is_owner(name) || self.is_fact(name)
+    }
+
+    /// Whether it names an owner who does not exist in the workspace's directory.
+    pub fn is_owner(&self, name: &str) -> bool {
+        begins(name, self.owner.as_deref())
+    }
+
+    /// Whether it keeps a determination.
+    pub fn is_determination(&self, name: &str) -> bool {
+        begins(name, self.determination.as_deref())
+    }
+
+    /// Whether it is one that nobody edits.
+    pub fn is_fact(&self, name: &str) -> bool {
+        let name = name.trim();
+        name.eq_ignore_ascii_case(REDIRECTED)
+            || begins(name, self.system.as_deref())
+            || self.route.iter().any(|label| label.to_lowercase() == name.to_lowercase())
+    }
+}
+
+fn begins(name: &str, prefix: Option<&str>) -> bool {
+    let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) else { return false };
+    let (name, prefix) = (name.trim().to_lowercase(), prefix.to_lowercase());
+    name.len() > prefix.len() && name.starts_with(&prefix)
+}
+
+/// How a twin's title is made of the incident's: what stands before and after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TitleTemplate {
+    /// Before the title.
+    pub before: String,
+    /// After it.
+    pub after: String,
+}
+
+impl TitleTemplate {
+    /// The twin's title.
+    pub fn wrap(&self, title: &str) -> String {
+        format!("{}{title}{}", self.before, self.after)
+    }
+
+    /// The incident's title in a twin's; `None` where the twin's does not follow the template.
+    pub fn unwrap<'t>(&self, title: &'t str) -> Option<&'t str> {
+        title.strip_prefix(&*self.before)?.strip_suffix(&*self.after)
+    }
+}
+
 /// A route's rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// By the position of the field in [`Field::ALL`].
-    fields: [FieldPolicy; 8],
+    fields: [FieldPolicy; FIELDS],
     /// Whether Graph takes `inProgress` in a PATCH. The reference page does not list it (`graph.md` §8.1), so the
     /// answer is learnt per tenant; while it is refused, `active` stands for both.
     pub in_progress_writable: bool,
+    /// Labels of our own.
+    pub labels: LabelRules,
+    /// How titles are made.
+    pub title: TitleTemplate,
+    /// The determination to set for a Sentinel reason, where the configuration has its own wish.
+    pub determinations: BTreeMap<SentinelReason, DefenderDetermination>,
+    /// Fields that are not to be written in this round, whatever they say.
+    pub mute: BTreeSet<(Side, Field)>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { fields: Field::ALL.map(Field::default_policy), in_progress_writable: true }
+        Self {
+            fields: Field::ALL.map(Field::default_policy),
+            in_progress_writable: true,
+            labels: LabelRules::default(),
+            title: TitleTemplate::default(),
+            determinations: BTreeMap::new(),
+            mute: BTreeSet::new(),
+        }
     }
 }
 
 impl Policy {
     /// The rule of a field.
     pub fn of(&self, field: Field) -> FieldPolicy {
-        let field = if field == Field::Comment { Field::Verdict } else { field };
+        let field = match field {
+            Field::Comment | Field::Determination => Field::Verdict,
+            field => field,
+        };
         self.fields[field as usize]
     }
 
@@ -140,13 +254,18 @@ impl Policy {
         self.fields[field as usize] = rule;
     }
 
-    /// The determination to set when Sentinel's verdict changes Defender's classification: Sentinel cannot name one.
-    /// Only pairs that the portal offers (`graph.md` §8.2).
+    /// The determination to set when Sentinel's verdict changes Defender's classification and no label names one.
+    /// Only pairs that the portal offers (`graph.md` §8.2); a wish that makes another pair is not heard.
     pub fn determination(
         &self,
         classification: &DefenderClassification,
         reason: Option<&SentinelReason>,
     ) -> DefenderDetermination {
+        if let Some(wish) = reason.and_then(|reason| self.determinations.get(reason))
+            && offered(classification, wish)
+        {
+            return wish.clone();
+        }
         match (classification, reason) {
             (DefenderClassification::FalsePositive, Some(SentinelReason::InaccurateData)) => {
                 DefenderDetermination::NotEnoughDataToValidate
@@ -158,5 +277,31 @@ impl Policy {
             (DefenderClassification::TruePositive, _) => DefenderDetermination::OtherReason,
             _ => DefenderDetermination::Unknown,
         }
+    }
+}
+
+/// Whether Defender's portal offers this pair (`graph.md` §8.2): what it does not offer may be refused.
+pub fn offered(classification: &DefenderClassification, determination: &DefenderDetermination) -> bool {
+    use DefenderDetermination as D;
+    match classification {
+        DefenderClassification::TruePositive => matches!(
+            determination,
+            D::MultiStagedAttack
+                | D::MaliciousUserActivity
+                | D::CompromisedAccount
+                | D::Malware
+                | D::Phishing
+                | D::UnwantedSoftware
+                | D::OtherReason
+        ),
+        DefenderClassification::InformationalExpectedActivity => matches!(
+            determination,
+            D::SecurityTesting | D::LineOfBusinessApplication | D::ConfirmedActivity | D::OtherReason
+        ),
+        DefenderClassification::FalsePositive => {
+            matches!(determination, D::NotMalicious | D::NotEnoughDataToValidate | D::OtherReason)
+        }
+        DefenderClassification::Unknown => *determination == D::Unknown,
+        DefenderClassification::Other(_) => false,
     }
 }

@@ -111,12 +111,12 @@ fn sentinel(object: Object) -> SentinelIncident {
         name: "twin".into(),
         etag: format!("e{}", object.version),
         says: SentinelSays { severity: severity[object.value as usize].clone(), ..sentinel_says() },
-        first_activity: None,
-        last_activity: None,
         modified: epoch() + Duration::minutes(object.version.into()),
         provider: None,
         provider_incident_id: None,
         url: None,
+        provider_url: None,
+        comments_count: None,
     }
 }
 

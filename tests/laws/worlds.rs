@@ -25,6 +25,7 @@ pub(crate) fn defender_says() -> DefenderSays {
         determination: DefenderDetermination::Unknown,
         resolving_comment: None,
         tags: Vec::new(),
+        facts: None,
     }
 }
 
@@ -39,6 +40,8 @@ pub(crate) fn sentinel_says() -> SentinelSays {
         reason: None,
         comment: None,
         labels: Vec::new(),
+        first_activity: None,
+        last_activity: None,
     }
 }
 
@@ -95,12 +98,12 @@ impl World {
             name: "twin".into(),
             etag: format!("e{}", self.ticks),
             says,
-            first_activity: None,
-            last_activity: None,
             modified,
             provider: Some("Azure Sentinel".into()),
             provider_incident_id: Some("1".into()),
             url: None,
+            provider_url: None,
+            comments_count: None,
         });
     }
 

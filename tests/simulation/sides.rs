@@ -203,6 +203,7 @@ pub(crate) fn defender_says() -> DefenderSays {
         determination: DefenderDetermination::Unknown,
         resolving_comment: None,
         tags: Vec::new(),
+        facts: None,
     }
 }
 
@@ -604,12 +605,12 @@ impl Sentinel for Plug {
                         name: name.to_owned(),
                         etag: remote.etag(),
                         says: write.says.clone(),
-                        first_activity: None,
-                        last_activity: None,
                         modified: now,
                         provider: Some("Azure Sentinel".into()),
                         provider_incident_id: Some("1".into()),
                         url: None,
+                        provider_url: None,
+                        comments_count: None,
                     };
                     let kept = Kept { now: incident, previous: None, moved: now };
                     remote.sentinel.insert(name.to_owned(), kept);

@@ -52,6 +52,7 @@ fn read(object: &Map<String, Value>) -> Result<DefenderIncident, String> {
             determination: DefenderDetermination::parse(&verdict("determination")),
             resolving_comment: lenient::text(object, "resolvingComment"),
             tags: lenient::texts(object, "customTags"),
+            facts: None,
         },
         created: lenient::instant(object, "createdDateTime"),
         updated: lenient::instant(object, "lastUpdateDateTime").ok_or("no lastUpdateDateTime")?,

@@ -49,6 +49,7 @@ fn read(object: &Map<String, Value>) -> Result<SentinelIncident, String> {
     let needed = |member: &str| lenient::text(properties, member).ok_or_else(|| format!("no {member}"));
     let owner = properties.get("owner").and_then(Value::as_object);
     let of_owner = |member: &str| owner.and_then(|owner| lenient::text(owner, member));
+    let additional = properties.get("additionalData").and_then(Value::as_object);
     Ok(SentinelIncident {
         name: name_of(object).ok_or("no name")?,
         etag: lenient::text(object, "etag").ok_or("no etag")?,
@@ -69,13 +70,17 @@ fn read(object: &Map<String, Value>) -> Result<SentinelIncident, String> {
                 .map(|word| SentinelReason::parse(&word)),
             comment: lenient::text(properties, "classificationComment"),
             labels: labels(properties),
+            first_activity: lenient::text(properties, "firstActivityTimeUtc"),
+            last_activity: lenient::text(properties, "lastActivityTimeUtc"),
         },
-        first_activity: lenient::text(properties, "firstActivityTimeUtc"),
-        last_activity: lenient::text(properties, "lastActivityTimeUtc"),
         modified: lenient::instant(properties, "lastModifiedTimeUtc").ok_or("no lastModifiedTimeUtc")?,
         provider: lenient::text(properties, "providerName"),
         provider_incident_id: lenient::text(properties, "providerIncidentId"),
         url: lenient::text(properties, "incidentUrl"),
+        provider_url: additional.and_then(|data| lenient::text(data, "providerIncidentUrl")),
+        comments_count: additional
+            .and_then(|data| data.get("commentsCount")?.as_u64())
+            .and_then(|count| u32::try_from(count).ok()),
     })
 }
 
@@ -99,9 +104,20 @@ fn labels(properties: &Map<String, Value>) -> Vec<Label> {
 /// only while Closed, and an open incident has none.
 pub(super) fn put(write: &SentinelWrite) -> Vec<u8> {
     // No `..`: a new member stops here until somebody thinks.
-    let SentinelWrite { etag, says, first_activity, last_activity } = write;
-    let SentinelSays { title, description, severity, status, owner, classification, reason, comment, labels } =
-        says;
+    let SentinelWrite { etag, says } = write;
+    let SentinelSays {
+        title,
+        description,
+        severity,
+        status,
+        owner,
+        classification,
+        reason,
+        comment,
+        labels,
+        first_activity,
+        last_activity,
+    } = says;
     let updating = etag.is_some();
     let mut properties = Map::new();
     let mut say = |member: &str, value: Value| properties.insert(member.to_owned(), value);
