@@ -16,8 +16,14 @@ use url::{Host, Url};
 use uuid::Uuid;
 
 use crate::domain::cloud::Cloud;
-use crate::domain::model::workspace_id;
-use crate::domain::policy::{Direction, Field, Policy, Winner};
+use crate::domain::filter::{Filter, Unmatched};
+use crate::domain::model::{
+    DefenderClassification, DefenderDetermination, DefenderSeverity, DefenderStatus, SentinelReason,
+    workspace_id,
+};
+use crate::domain::policy::{
+    AlertMode, Direction, Field, Follow, LabelRules, Native, Policy, TitleTemplate, Vanished, Winner, offered,
+};
 use crate::domain::signature::Secret;
 
 /// The variables that override the file, with what each of them stands for.
@@ -463,12 +469,34 @@ impl Reader<'_> {
     }
 
     fn route(&mut self, node: &Node<'_>) -> Option<Route> {
-        self.known(node, &["name", "tenant", "workspace", "fields"]);
+        self.known(
+            node,
+            &[
+                "name",
+                "tenant",
+                "workspace",
+                "fields",
+                "filter",
+                "labels",
+                "title",
+                "determination_label",
+                "system_tags_label",
+                "determinations",
+                "native_connector",
+                "vanished",
+                "freeze_after_close",
+                "shadow",
+                "alerts",
+                "alert_updates",
+            ],
+        );
         let name = self.name(node);
         let tenant = self.required(node, "tenant");
         let workspace = self.required(node, "workspace");
         let fields = self.table(node, "fields");
-        let ruled = || Field::ALL.into_iter().filter(|field| *field != Field::Comment);
+        // The other three go with the verdict, or are nobody's to decide.
+        let unruled = [Field::Comment, Field::Determination];
+        let ruled = || Field::ALL.into_iter().filter(|field| !unruled.contains(field));
         self.known(&fields, &ruled().map(Field::as_str).collect::<Vec<_>>());
         let mut policy = Policy::default();
         for field in ruled() {
@@ -477,9 +505,116 @@ impl Reader<'_> {
             let mut policy_of = policy.of(field);
             policy_of.direction = self.word(&rule, "direction", DIRECTIONS, policy_of.direction);
             policy_of.wins = self.word(&rule, "wins", WINNERS, policy_of.wins);
+            if field == Field::Facts && policy_of.direction.to_defender() {
+                self.wrong(
+                    &rule,
+                    "direction",
+                    "must be `to-sentinel` or `off`: nothing of it can be written there",
+                );
+            }
             policy.set(field, policy_of);
         }
+        policy.filter = self.filter(node);
+        policy.labels = self.label_rules(node);
+        if let Some(template) = self.text(node, "title") {
+            match template.split_once("{title}") {
+                Some((before, after)) if !after.contains("{title}") => {
+                    policy.title = TitleTemplate { before: before.to_owned(), after: after.to_owned() };
+                }
+                _ => self.wrong(node, "title", "must hold `{title}` once, such as \"[Contoso] {title}\""),
+            }
+        }
+        policy.determinations = self.determinations(node);
+        policy.native = self.word(node, "native_connector", NATIVES, policy.native);
+        policy.vanished = self.word(node, "vanished", VANISHED, policy.vanished);
+        policy.alerts = self.word(node, "alerts", ALERT_MODES, policy.alerts);
+        policy.follow = self.word(node, "alert_updates", FOLLOWS, policy.follow);
+        policy.shadow = self.flag(node, "shadow", false);
+        if node.get("freeze_after_close").is_some() {
+            let (least, most) = (Duration::from_secs(1), Duration::from_secs(10 * 365 * 24 * 60 * 60));
+            let wait = self.duration(node, "freeze_after_close", least, least, most);
+            policy.freeze_after = time::Duration::try_from(wait).ok();
+        }
         Some(Route { name: name?, tenant: tenant?, workspace: workspace?, policy })
+    }
+
+    /// Which incidents a route is for.
+    fn filter(&mut self, node: &Node<'_>) -> Filter {
+        let node = self.table(node, "filter");
+        self.known(
+            &node,
+            &["severities", "statuses", "products", "tags", "titles", "device_groups", "otherwise"],
+        );
+        let severities = self.texts(&node, "severities");
+        let severities: Vec<_> = severities.iter().map(|word| DefenderSeverity::parse(word)).collect();
+        let statuses = self.texts(&node, "statuses");
+        let statuses: Vec<_> = statuses.iter().map(|word| DefenderStatus::parse(word)).collect();
+        if let Some(word) = severities.iter().find(|word| !DefenderSeverity::KNOWN.contains(word)) {
+            let known: Vec<&str> = DefenderSeverity::KNOWN.iter().map(DefenderSeverity::as_str).collect();
+            self.wrong(&node, "severities", &format!("`{word}` is none of {}", known.join(", ")));
+        }
+        if let Some(word) = statuses.iter().find(|word| !DefenderStatus::KNOWN.contains(word)) {
+            let known: Vec<&str> = DefenderStatus::KNOWN.iter().map(DefenderStatus::as_str).collect();
+            self.wrong(&node, "statuses", &format!("`{word}` is none of {}", known.join(", ")));
+        }
+        Filter {
+            severities,
+            statuses,
+            products: self.texts(&node, "products"),
+            tags: self.texts(&node, "tags"),
+            titles: self.texts(&node, "titles"),
+            device_groups: self.texts(&node, "device_groups"),
+            otherwise: self.word(&node, "otherwise", UNMATCHED, Unmatched::Keep),
+        }
+    }
+
+    /// The labels that a route writes for purposes of its own. An empty prefix switches one off.
+    fn label_rules(&mut self, node: &Node<'_>) -> LabelRules {
+        let mut rules = LabelRules { route: self.texts(node, "labels"), ..LabelRules::default() };
+        if let Some(prefix) = self.text(node, "determination_label") {
+            rules.determination = Some(prefix).filter(|prefix| !prefix.trim().is_empty());
+        }
+        if let Some(prefix) = self.text(node, "system_tags_label") {
+            rules.system = Some(prefix).filter(|prefix| !prefix.trim().is_empty());
+        }
+        if let (Some(one), Some(other)) = (&rules.determination, &rules.system)
+            && (one.to_lowercase().starts_with(&other.to_lowercase())
+                || other.to_lowercase().starts_with(&one.to_lowercase()))
+        {
+            self.wrong(node, "system_tags_label", "must differ from `determination_label` at its beginning");
+        }
+        rules
+    }
+
+    /// The determination for each of Sentinel's reasons, where the default is not wanted.
+    fn determinations(&mut self, node: &Node<'_>) -> BTreeMap<SentinelReason, DefenderDetermination> {
+        let table = self.table(node, "determinations");
+        let reasons: Vec<&str> = SentinelReason::KNOWN.iter().map(SentinelReason::as_str).collect();
+        self.known(&table, &reasons);
+        let mut wishes = BTreeMap::new();
+        for reason in SentinelReason::KNOWN {
+            let Some(word) = self.text(&table, reason.as_str()) else { continue };
+            let classification = match reason {
+                SentinelReason::SuspiciousActivity => DefenderClassification::TruePositive,
+                SentinelReason::SuspiciousButExpected => {
+                    DefenderClassification::InformationalExpectedActivity
+                }
+                _ => DefenderClassification::FalsePositive,
+            };
+            let wish = DefenderDetermination::parse(&word);
+            if offered(&classification, &wish) {
+                wishes.insert(reason.clone(), wish);
+            } else {
+                let suits: Vec<&str> = DefenderDetermination::KNOWN
+                    .iter()
+                    .filter(|word| offered(&classification, word))
+                    .map(DefenderDetermination::as_str)
+                    .collect();
+                let message = format!("with {classification} Defender takes {}", suits.join(", "));
+                self.wrong(&table, reason.as_str(), &message);
+            }
+        }
+        wishes
     }
 
     /// What only shows when all tables are read: names that are taken, and names that lead nowhere.
@@ -806,6 +941,30 @@ impl Reader<'_> {
         default
     }
 
+    fn flag(&mut self, node: &Node<'_>, key: &str, default: bool) -> bool {
+        let Some(value) = node.get(key) else { return default };
+        value.get_ref().as_bool().unwrap_or_else(|| {
+            self.mistyped(node, key, "true or false", value.get_ref());
+            default
+        })
+    }
+
+    /// A list of texts; none where the key is missing.
+    fn texts(&mut self, node: &Node<'_>, key: &str) -> Vec<String> {
+        let Some(value) = node.get(key) else { return Vec::new() };
+        let texts = value.get_ref().as_array().and_then(|items| {
+            items.iter().map(|item| Some(item.get_ref().as_str()?.to_owned())).collect::<Option<Vec<_>>>()
+        });
+        if texts.is_none() {
+            self.mistyped(node, key, "a list of texts, such as [\"high\"]", value.get_ref());
+        }
+        let texts = texts.unwrap_or_default();
+        if texts.iter().any(|text| text.trim().is_empty()) {
+            self.wrong(node, key, "holds an empty text: leave it out");
+        }
+        texts
+    }
+
     fn number(&mut self, node: &Node<'_>, key: &str, default: u32, most: u32) -> u32 {
         let Some(value) = node.get(key) else { return default };
         let Some(integer) = value.get_ref().as_integer() else {
@@ -914,8 +1073,27 @@ const DIRECTIONS: &[(&str, Direction)] = &[
     ("off", Direction::Off),
 ];
 
-const WINNERS: &[(&str, Winner)] =
-    &[("latest", Winner::Latest), ("defender", Winner::Defender), ("sentinel", Winner::Sentinel)];
+const WINNERS: &[(&str, Winner)] = &[
+    ("latest", Winner::Latest),
+    ("defender", Winner::Defender),
+    ("sentinel", Winner::Sentinel),
+    ("human", Winner::Human),
+];
+
+const NATIVES: &[(&str, Native)] =
+    &[("refuse", Native::Refuse), ("skip", Native::Skip), ("adopt", Native::Adopt)];
+
+const VANISHED: &[(&str, Vanished)] =
+    &[("park", Vanished::Park), ("unlink", Vanished::Unlink), ("recreate", Vanished::Recreate)];
+
+const ALERT_MODES: &[(&str, AlertMode)] =
+    &[("off", AlertMode::Off), ("digest", AlertMode::Digest), ("bookmarks", AlertMode::Bookmarks)];
+
+const FOLLOWS: &[(&str, Follow)] =
+    &[("off", Follow::Off), ("on-resolve", Follow::OnResolve), ("always", Follow::Always)];
+
+const UNMATCHED: &[(&str, Unmatched)] =
+    &[("keep", Unmatched::Keep), ("leave", Unmatched::Leave), ("close", Unmatched::Close)];
 
 fn both<'n, 't, T>((node, value): (&'n Node<'t>, &'n Option<T>)) -> Option<(&'n Node<'t>, &'n T)> {
     Some((node, value.as_ref()?))

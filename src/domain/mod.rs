@@ -3,6 +3,7 @@
 
 pub mod cloud;
 pub mod failure;
+pub mod filter;
 pub mod mapping;
 pub mod merge;
 pub mod model;

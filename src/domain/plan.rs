@@ -753,6 +753,9 @@ fn verdict(
     redirect: Option<&str>,
 ) {
     let closing = goal_s.status == SentinelStatus::Closed;
+    if planner.policy.native_twin {
+        return;
+    }
     if planner.merged {
         // The loser's "Closed" is no verdict; it carries a pointer, and what was said before stays.
         if s.status != SentinelStatus::Closed {

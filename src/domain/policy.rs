@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::filter::Filter;
 use crate::domain::model::{DefenderClassification, DefenderDetermination, SentinelReason, Side};
 
 /// The members that Lockstep keeps in step.
@@ -208,6 +209,54 @@ impl TitleTemplate {
     }
 }
 
+/// What to do where Microsoft's own connector already brings the tenant's incidents into the workspace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Native {
+    /// Create nothing for the pair, and say so.
+    #[default]
+    Refuse,
+    /// Leave the connector's twins alone and create none beside them.
+    Skip,
+    /// Link to the connector's twin and fill in only what the connector drops.
+    Adopt,
+}
+
+/// What to do about a link whose incident is gone on one side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vanished {
+    /// Put the link aside with a reason, where a person sees it.
+    #[default]
+    Park,
+    /// Note it, and keep the other side's incident as it is for ever.
+    Unlink,
+    /// Make the twin again, under a new id. Defender's incidents cannot be made: there it is as `Park`.
+    Recreate,
+}
+
+/// How alerts are shown in Sentinel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AlertMode {
+    /// Not at all: they are not even read.
+    Off,
+    /// As a digest comment that is rewritten as alerts join or change.
+    #[default]
+    Digest,
+    /// As bookmarks with entity mappings, and the digest.
+    Bookmarks,
+}
+
+/// Whether an incident's alerts follow it in Defender.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Follow {
+    /// They are left alone.
+    #[default]
+    Off,
+    /// Status, owner and verdict of the incident are set on them when Lockstep resolves it.
+    OnResolve,
+    /// Whenever Lockstep changes one of these.
+    Always,
+}
+
 /// A route's rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -224,6 +273,22 @@ pub struct Policy {
     pub determinations: BTreeMap<SentinelReason, DefenderDetermination>,
     /// Fields that are not to be written in this round, whatever they say.
     pub mute: BTreeSet<(Side, Field)>,
+    /// Which incidents the route is for.
+    pub filter: Filter,
+    /// Beside Microsoft's own connector.
+    pub native: Native,
+    /// When an incident is gone.
+    pub vanished: Vanished,
+    /// How long after both sides were closed a link is still written to.
+    pub freeze_after: Option<time::Duration>,
+    /// Everything but the writes.
+    pub shadow: bool,
+    /// How alerts are shown.
+    pub alerts: AlertMode,
+    /// Whether alerts follow.
+    pub follow: Follow,
+    /// The twin is Microsoft's connector's: classification and closing are its business, see [`Policy::beside_native`].
+    pub native_twin: bool,
 }
 
 impl Default for Policy {
@@ -235,11 +300,35 @@ impl Default for Policy {
             title: TitleTemplate::default(),
             determinations: BTreeMap::new(),
             mute: BTreeSet::new(),
+            filter: Filter::default(),
+            native: Native::default(),
+            vanished: Vanished::default(),
+            freeze_after: None,
+            shadow: false,
+            alerts: AlertMode::default(),
+            follow: Follow::default(),
+            native_twin: false,
         }
     }
 }
 
 impl Policy {
+    /// The same rules for a twin that Microsoft's connector made and keeps in step: only what it drops is left to us.
+    pub fn beside_native(&self) -> Self {
+        let mut policy = self.clone();
+        for field in Field::ALL {
+            let FieldPolicy { direction, wins } = policy.of(field);
+            let direction = match field {
+                // The connector's table loses determinations; only their label is ours, and what it says back.
+                Field::Verdict | Field::Comment | Field::Determination | Field::Facts => direction,
+                _ => Direction::Off,
+            };
+            policy.fields[field as usize] = FieldPolicy { direction, wins };
+        }
+        policy.native_twin = true;
+        policy
+    }
+
     /// The rule of a field.
     pub fn of(&self, field: Field) -> FieldPolicy {
         let field = match field {
