@@ -12,7 +12,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::failure::Failure;
-use crate::domain::model::{DefenderIncident, DefenderPatch, LinkKey, SentinelIncident, SentinelWrite, Side};
+use crate::domain::model::{
+    AlertPatch, DefenderComment, DefenderIncident, DefenderPatch, LinkKey, SentinelComment, SentinelIncident,
+    SentinelWrite, Side,
+};
 
 /// What a hint is about: one incident of one side. The queue's key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -349,6 +352,13 @@ pub trait Defender: Send + Sync + 'static {
 
     /// Sends only the members that the patch names. Returns the incident as Graph answered.
     async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure>;
+
+    /// Appends a comment, which can neither be changed nor removed. Not idempotent: after an unknown outcome look before
+    /// repeating it. Returns all comments as Graph answered.
+    async fn comment(&self, id: &str, text: &str) -> Result<Vec<DefenderComment>, Failure>;
+
+    /// Changes one alert.
+    async fn update_alert(&self, id: &str, patch: &AlertPatch) -> Result<(), Failure>;
 }
 
 /// Microsoft Sentinel, through ARM, one workspace.
@@ -366,6 +376,12 @@ pub trait Sentinel: Send + Sync + 'static {
 
     /// Creates (no etag) or replaces (under the etag it was computed from). Returns the incident as answered.
     async fn put(&self, name: &str, write: &SentinelWrite) -> Result<SentinelIncident, Failure>;
+
+    /// All comments of an incident; none when it is not there.
+    async fn comments(&self, name: &str) -> Result<Vec<SentinelComment>, Failure>;
+
+    /// Creates or replaces the comment of this id: repeating it is the same comment.
+    async fn put_comment(&self, name: &str, id: &str, message: &str) -> Result<SentinelComment, Failure>;
 }
 
 /// What time it is.

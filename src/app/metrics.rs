@@ -62,6 +62,9 @@ pub struct Metrics {
     polls: Family<PollLabels, Counter>,
     unreadable: Family<SideLabels, Counter>,
     swept: Counter,
+    doubles: Counter,
+    comments: Family<SideLabels, Counter>,
+    refused: Family<FieldLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -78,6 +81,9 @@ impl Default for Metrics {
             polls: Family::default(),
             unreadable: Family::default(),
             swept: Counter::default(),
+            doubles: Counter::default(),
+            comments: Family::default(),
+            refused: Family::default(),
         }
     }
 }
@@ -100,6 +106,21 @@ impl Metrics {
             "lockstep_unreadable_records",
             "Records of a change list that could not be read",
             self.unreadable.clone(),
+        );
+        registry.register(
+            "lockstep_native_doubles",
+            "Twins that Microsoft's own connector made beside ours",
+            self.doubles.clone(),
+        );
+        registry.register(
+            "lockstep_comments",
+            "Comments that were carried over, by side",
+            self.comments.clone(),
+        );
+        registry.register(
+            "lockstep_refused_values",
+            "Values that a side refused, by field",
+            self.refused.clone(),
         );
         registry.register("lockstep_swept_links", "Links that the sweep looked at again", self.swept.clone());
     }
@@ -135,6 +156,18 @@ impl Metrics {
 
     pub(crate) fn unreadable(&self, side: Side) {
         self.unreadable.get_or_create(&SideLabels { side: side.as_str() }).inc();
+    }
+
+    pub(crate) fn doubles(&self, twins: u64) {
+        self.doubles.inc_by(twins);
+    }
+
+    pub(crate) fn comment(&self, side: Side) {
+        self.comments.get_or_create(&SideLabels { side: side.as_str() }).inc();
+    }
+
+    pub(crate) fn value_refused(&self, field: &'static str) {
+        self.refused.get_or_create(&FieldLabels { field }).inc();
     }
 
     pub(crate) fn swept(&self, links: u64) {

@@ -2,8 +2,11 @@
 //! for whom. It decides nothing about incidents (that is `domain`) and knows no HTTP and no SQL.
 
 pub mod health;
+mod hung;
 pub mod intake;
+mod merges;
 pub mod metrics;
+pub mod native;
 pub mod poll;
 pub mod reconcile;
 pub mod routes;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::health::Health;
 use crate::app::metrics::Metrics;
+use crate::app::native::{self, NativeTwin};
 use crate::app::reconcile::store_failure;
 use crate::app::routes::Routes;
 use crate::domain::failure::{Class, Effect, Failure};
@@ -164,17 +165,25 @@ struct Changed {
     id: String,
     version: String,
     at: OffsetDateTime,
+    /// Made by Microsoft's own connector.
+    native: Option<NativeTwin>,
 }
 
 impl From<DefenderIncident> for Changed {
     fn from(incident: DefenderIncident) -> Self {
-        Self { version: format_instant(incident.updated), at: incident.updated, id: incident.id }
+        Self {
+            version: format_instant(incident.updated),
+            at: incident.updated,
+            id: incident.id,
+            native: None,
+        }
     }
 }
 
 impl From<SentinelIncident> for Changed {
     fn from(incident: SentinelIncident) -> Self {
-        Self { version: incident.etag, at: incident.modified, id: incident.name }
+        let native = NativeTwin::of(&incident);
+        Self { version: incident.etag, at: incident.modified, id: incident.name, native }
     }
 }
 
@@ -405,7 +414,7 @@ impl Poller {
             version,
             source: source.to_owned(),
         };
-        for Changed { id, version, at } in records {
+        for Changed { id, version, at, native } in records {
             if id.len() > LONGEST_ID {
                 // One that no key holds must not keep the page from being stored.
                 let start = id.chars().take(40).filter(|c| !c.is_control()).collect::<String>();
@@ -417,6 +426,10 @@ impl Poller {
             };
             if self.seen.get(&id).is_some_and(told_lately) {
                 continue;
+            }
+            if let Some(twin) = &native {
+                let doubles = native::found(&*self.store, &self.routes, &self.scope, twin, now);
+                self.metrics.doubles(doubles.await.map_err(store_failure)? as u64);
             }
             if self.news(&id, &version).await? {
                 hints.push(hint(&id, Some(version.clone()).filter(|_| at >= polled), "poll"));

@@ -11,16 +11,19 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::app::hung::{HungPlan, Sent};
 use crate::app::metrics::Metrics;
+use crate::app::native;
 use crate::app::routes::Route;
 use crate::domain::failure::{Class, Effect, Failure};
-use crate::domain::model::{DefenderStatus, LinkKey, Side};
+use crate::domain::filter::Unmatched;
+use crate::domain::model::{DefenderIncident, DefenderStatus, LinkKey, SentinelStatus, Side};
 use crate::domain::plan::{
-    Change, Landed, LinkState, Outcome, Plan, Snapshot, agree, announce, format_instant, parse_instant, plan,
-    stale, take_back,
+    Change, Known, Landed, LinkState, Outcome, Plan, Refused, Snapshot, agree, announce, format_instant,
+    hash, left_out, parse_instant, plan, stale, take_back,
 };
-use crate::domain::policy::Policy;
-use crate::ports::{Clock, Fence, Held, Hint, JournalEntry, LinkRecord, Store, StoreError, Subject};
+use crate::domain::policy::{Field, Policy, Vanished};
+use crate::ports::{Clock, Fence, Held, JournalEntry, LinkRecord, Store, StoreError};
 
 /// How long a link's fence lasts from the moment it was taken or prolonged: well over one request's time limit, since
 /// it is prolonged immediately before each send.
@@ -44,6 +47,14 @@ const REFUSAL_HOLDS: time::Duration = time::Duration::days(7);
 /// The namespace of the ids that we choose for twins.
 const TWINS: Uuid = Uuid::from_u128(0x6a1d_7f0e_52c4_4b58_9e0b_7c35_11f2_8ad4);
 
+/// How many passes a run may take: one, and one for each field that a side will not take with the others.
+const MOST_ROUNDS: u32 = 16;
+/// How many refused values a link may carry.
+const MOST_REFUSED: usize = 16;
+/// What a new twin can do without.
+const OPTIONAL: [Field; 6] =
+    [Field::Description, Field::Owner, Field::Tags, Field::Facts, Field::Determination, Field::Verdict];
+
 const TOO_OFTEN: &str = "Written too often";
 const GONE: &str = "Gone in";
 
@@ -65,11 +76,11 @@ pub struct Cause {
 impl Cause {
     /// Whether both sides are to be looked at even if the hinted one did not move: the sweep looks for what hints
     /// have missed, and a job whose sources are no longer known may have been one.
-    fn thorough(&self) -> bool {
+    pub(crate) fn thorough(&self) -> bool {
         self.sources.is_empty() || self.sources.split(',').any(|source| source.trim() == "sweep")
     }
 
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         json!({"side": self.side, "sources": self.sources, "version": self.version})
     }
 }
@@ -83,8 +94,8 @@ pub enum End {
     InStep,
     /// Something was written, answered and agreed.
     Wrote,
-    /// There is nothing to keep in step.
-    Nothing(&'static str),
+    /// There is nothing to keep in step, or a rule of the route says to leave it: why.
+    Nothing(String),
     /// An operator has stopped writes: why.
     Held(String),
     /// The link is put aside: why.
@@ -98,11 +109,13 @@ pub struct Report {
     pub end: End,
     /// The answers show that somebody else moved something meanwhile: look again.
     pub again: bool,
+    /// Something is to be looked at again at this time, if nobody does so before.
+    pub look_at: Option<OffsetDateTime>,
 }
 
 impl Report {
     fn of(end: End) -> Self {
-        Self { end, again: false }
+        Self { end, again: false, look_at: None }
     }
 }
 
@@ -130,19 +143,56 @@ enum Observed {
 }
 
 /// What belongs to one run.
-struct Run<'a> {
-    route: &'a Route,
-    key: &'a LinkKey,
-    fence: &'a Fence,
-    cause: &'a Cause,
-    link: LinkRecord,
-    state: LinkState,
+pub(crate) struct Run<'a> {
+    pub(crate) route: &'a Route,
+    pub(crate) key: &'a LinkKey,
+    pub(crate) fence: &'a Fence,
+    pub(crate) cause: &'a Cause,
+    pub(crate) link: LinkRecord,
+    pub(crate) state: LinkState,
+    /// Whether the state holds something that is not stored yet.
+    pub(crate) dirty: bool,
+}
+
+impl Run<'_> {
+    /// Whether a Defender incident of the agreed version shows nothing beside it that is new: comments and alerts need
+    /// not move `lastUpdateDateTime` (`graph.md` §7.4).
+    fn shows_nothing_new(&self, known: &Known, defender: &DefenderIncident) -> bool {
+        let facts = &defender.says.facts;
+        (facts.is_none() || *facts == known.defender.facts)
+            && self.state.hung.defender_comments == defender.comments.len()
+            && self.state.hung.alerts_seen == alerts_hash(defender)
+    }
+}
+
+/// What the alerts of an incident say, as one number; nothing where they were not asked for.
+pub(crate) fn alerts_hash(defender: &DefenderIncident) -> Option<u64> {
+    let alerts = defender.alerts.as_ref()?;
+    serde_json::to_string(alerts).ok().map(|text| hash(&text))
 }
 
 enum Carried {
     Landed(Box<Landed>),
     Held(String),
-    InProgressRefused(Failure),
+    Refused(Refusal),
+}
+
+/// A side would not take a write, for certain and whatever its version.
+struct Refusal {
+    side: Side,
+    fields: Vec<Field>,
+    /// Each field's value as the plan showed it.
+    values: Vec<(Field, String)>,
+    creating: bool,
+    in_progress: bool,
+    failure: Failure,
+}
+
+impl Refusal {
+    /// Whether it speaks of a value: then the others can go without it.
+    fn is_of_a_value(&self) -> bool {
+        matches!(self.failure.code.as_str(), "status-400" | "status-413" | "status-422")
+    }
 }
 
 impl Reconciler {
@@ -177,7 +227,17 @@ impl Reconciler {
         if let Some(reason) = self.held(route).await? {
             return Ok(Report::of(End::Held(reason)));
         }
-        let link = stored.unwrap_or_else(|| LinkRecord {
+        if let Some(why) = state.unlinked.as_ref() {
+            return Ok(Report::of(End::Nothing(why.clone())));
+        }
+        if let (Some(after), Some(since)) = (route.policy.freeze_after, state.closed_since)
+            && now - since > after
+        {
+            return Ok(Report::of(End::Nothing(
+                "frozen: both sides have been closed for long enough".into(),
+            )));
+        }
+        let mut link = stored.unwrap_or_else(|| LinkRecord {
             key: key.clone(),
             route: route.name.clone(),
             sentinel_id: twin_id(key),
@@ -185,57 +245,162 @@ impl Reconciler {
             parked: None,
             updated_at: now,
         });
-        let mut run = Run { route, key, fence, cause, link, state };
-        let mut policy = route.policy.clone();
-        match self.round(&mut run, &policy, false).await? {
-            Ok(report) => Ok(report),
-            Err(refusal) => {
-                // Graph would not take `inProgress`. Read and plan again without it; if that is refused too, the
-                // status was not to blame.
-                policy.in_progress_writable = false;
-                match self.round(&mut run, &policy, true).await? {
-                    Ok(report) => {
-                        let value = format_instant(self.clock.now());
-                        self.store
-                            .set_value(&in_progress_refused(&key.tenant_id), &value)
-                            .await
-                            .map_err(store_failure)?;
-                        tracing::warn!(link = %key, code = refusal.code, "Graph refuses inProgress in this tenant");
-                        Ok(report)
-                    }
-                    Err(refusal) => Err(refusal),
+        let mut state = state;
+        if state.known.is_none() && state.intents.is_empty() {
+            match native::consult(&*self.store, route, key, now).await? {
+                native::Advice::Ours => {}
+                native::Advice::Leave(why) => return Ok(Report::of(End::Nothing(why))),
+                native::Advice::Adopt(name) => {
+                    link.sentinel_id = name;
+                    state.adopted = true;
                 }
             }
         }
+        let mut run = Run { route, key, fence, cause, link, state, dirty: false };
+        self.rounds(&mut run).await
     }
 
-    /// One pass. The inner error is Graph's refusal of `inProgress`.
+    /// Passes until one is through. A pass ends early when a side will not take a value: then the others are tried
+    /// without it, and it is set aside by itself.
+    async fn rounds(&self, run: &mut Run<'_>) -> Result<Report, Failure> {
+        let mut policy = match run.state.adopted {
+            true => run.route.policy.beside_native(),
+            false => run.route.policy.clone(),
+        };
+        let mut in_progress: Option<Failure> = None;
+        let mut apart: Vec<(Side, Field)> = Vec::new();
+        let mut whole: Vec<(Side, Field)> = Vec::new();
+        let mut again = false;
+        for number in 0..MOST_ROUNDS {
+            let refusal = match self.round(run, &policy, number > 0).await? {
+                Ok(report) => {
+                    if let Some(refused) = in_progress.take() {
+                        let value = format_instant(self.clock.now());
+                        let name = in_progress_refused(&run.key.tenant_id);
+                        self.store.set_value(&name, &value).await.map_err(store_failure)?;
+                        let code = refused.code;
+                        tracing::warn!(link = %run.key, code, "Graph refuses inProgress in this tenant");
+                    }
+                    again |= report.again;
+                    if matches!(report.end, End::Held(_) | End::Parked(_)) {
+                        return Ok(report);
+                    }
+                    // One field after the other, and at last all that was not refused together.
+                    match apart.pop() {
+                        Some(next) => {
+                            policy.mute = whole.iter().filter(|one| **one != next).copied().collect();
+                            continue;
+                        }
+                        None if policy.mute.is_empty() => return Ok(Report { again, ..report }),
+                        None => {
+                            policy.mute.clear();
+                            continue;
+                        }
+                    }
+                }
+                Err(refusal) => refusal,
+            };
+            if refusal.in_progress && in_progress.is_none() && policy.in_progress_writable {
+                // Graph would not take `inProgress`. Read and plan again without it; if that is refused too, the
+                // status was not to blame.
+                policy.in_progress_writable = false;
+                in_progress = Some(refusal.failure);
+                continue;
+            }
+            let Refusal { side, fields, values, creating, failure, .. } = &refusal;
+            if !refusal.is_of_a_value() || run.state.refused.len() > MOST_REFUSED {
+                return Err(refusal.failure);
+            }
+            if *creating {
+                let bare: Vec<(Side, Field)> = OPTIONAL.iter().map(|field| (*side, *field)).collect();
+                if bare.iter().all(|one| policy.mute.contains(one)) {
+                    return Err(refusal.failure);
+                }
+                // Without what a twin can do without; that follows field by field.
+                policy.mute = bare.iter().copied().collect();
+                continue;
+            }
+            if let [field] = fields.as_slice() {
+                let value = values.iter().find(|(of, _)| of == field).map(|(_, value)| value.clone());
+                self.set_aside(run, *side, *field, &value.unwrap_or_default(), failure).await?;
+                match apart.pop() {
+                    Some(next) => {
+                        policy.mute = whole.iter().filter(|one| **one != next).copied().collect();
+                    }
+                    None => policy.mute.clear(),
+                }
+                continue;
+            }
+            if !whole.is_empty() && whole.iter().all(|(of, _)| of == side) {
+                // Apart, each was taken or set aside; together they are refused.
+                return Err(refusal.failure);
+            }
+            whole = fields.iter().map(|field| (*side, *field)).collect();
+            apart.clone_from(&whole);
+            apart.reverse();
+            if let Some(first) = apart.pop() {
+                policy.mute = whole.iter().filter(|one| **one != first).copied().collect();
+            }
+        }
+        Ok(Report { again: true, ..Report::of(End::Wrote) })
+    }
+
+    /// Remembers a value that a side will not take, where a person sees it.
+    async fn set_aside(
+        &self,
+        run: &mut Run<'_>,
+        side: Side,
+        field: Field,
+        value: &str,
+        failure: &Failure,
+    ) -> Result<(), Failure> {
+        let why = failure.message.clone();
+        run.state.refused.retain(|old| (old.side, old.field) != (side, field));
+        run.state.refused.push(Refused { side, field, value: hash(value), why: why.clone() });
+        tracing::warn!(link = %run.key, %side, field = field.as_str(), why, "a value was refused and is put aside");
+        let detail = json!({
+            "side": side, "field": field.as_str(), "reason": format!("{side} refused it: {why}"),
+            "cause": run.cause.to_json(),
+        });
+        let line = self.line(run, "field-parked", detail);
+        self.save(run, None, &[line]).await
+    }
+
+    /// One pass. The inner error is a refusal that may be of one value only.
     async fn round(
         &self,
         run: &mut Run<'_>,
         policy: &Policy,
         second: bool,
-    ) -> Result<Result<Report, Failure>, Failure> {
+    ) -> Result<Result<Report, Refusal>, Failure> {
         let mut seen = match self.observe(run, second).await? {
             Observed::Unmoved => return Ok(Ok(Report::of(End::Known))),
             Observed::Both(seen) => *seen,
         };
         self.trust(run, &seen)?;
+        if let Some(report) = self.matching(run, &mut seen, policy).await? {
+            return Ok(Ok(report));
+        }
         let mut policy = policy.clone();
-        let mut planned = plan(&seen, &policy);
+        let (heirs, histories) = self.inheritance(run, &seen, &mut policy).await?;
+        let mut planned = self.planned(run, &seen, &policy);
         if writes_in_progress(&planned) && self.in_progress_refused(&run.key.tenant_id).await? {
             policy.in_progress_writable = false;
-            planned = plan(&seen, &policy);
+            planned = self.planned(run, &seen, &policy);
         }
         if planned.defender.is_some() && self.defender_first(run, second) {
             // Defender was read before Sentinel, to save a call if it had not moved. It did, and is to be written:
             // read it again, because nothing guards the time between this read and the PATCH.
             seen.defender = run.route.defender.incident(&run.key.incident_id).await?;
             self.trust(run, &seen)?;
-            planned = plan(&seen, &policy);
+            planned = self.planned(run, &seen, &policy);
         }
         match &planned.outcome {
-            Outcome::Nothing(why) => return Ok(Ok(Report::of(End::Nothing(why)))),
+            Outcome::Nothing(why) => {
+                let why = (*why).to_owned();
+                self.forward(run, &mut seen).await?;
+                return Ok(Ok(Report::of(End::Nothing(why))));
+            }
             Outcome::Vanished(side) if run.cause.attempts < DOUBTS => {
                 return Err(retry(
                     *side,
@@ -243,47 +408,180 @@ impl Reconciler {
                     "the incident is not there, though it was; looking again",
                 ));
             }
-            Outcome::Vanished(side) => {
-                let reason = format!(
-                    "{GONE} {side}: both sides had the incident, and {side} has it no more. Nothing is recreated."
-                );
-                return Ok(Ok(self.park(run, reason).await?));
-            }
+            Outcome::Vanished(side) => return Ok(Ok(self.vanished(run, *side).await?)),
             Outcome::Both | Outcome::Create => {}
         }
-        if planned.is_empty() {
-            return Ok(Ok(self.agree(run, &seen, &planned, Landed::default()).await?));
+        if policy.shadow {
+            return Ok(Ok(self.shadow(run, &planned).await?));
+        }
+        self.forward(run, &mut seen).await?;
+        let hung = self.hung(run, &seen, &planned, &policy, &histories).await?;
+        if planned.is_empty() && hung.is_empty() {
+            if run.state.hung.comments != hung.ledger {
+                run.state.hung.comments.clone_from(&hung.ledger);
+                run.dirty = true;
+            }
+            return Ok(Ok(self.agree(run, &seen, &planned, Landed::default(), heirs, &hung).await?));
         }
         if let Some(reason) = self.held(run.route).await? {
             return Ok(Ok(Report::of(End::Held(reason))));
         }
         let written = self.written_lately(run.key).await?;
-        if written >= MOST_WRITES_AN_HOUR {
+        if written >= MOST_WRITES_AN_HOUR && !planned.is_empty() {
             let reason = format!(
                 "{TOO_OFTEN}: {written} writes within an hour. Something else keeps changing it back; find it, then \
                  `lockstep unpark` the incident."
             );
             return Ok(Ok(self.park(run, reason).await?));
         }
-        if let Some(winner) = seen.defender.as_ref().and_then(|incident| incident.redirect.clone()) {
-            let subject =
-                Subject { side: Side::Defender, scope: run.key.tenant_id.clone(), native_id: winner };
-            let hint = Hint { subject, version: None, source: "merged".into() };
-            self.store.remember(vec![hint], None, self.clock.now()).await.map_err(store_failure)?;
-        }
 
         let before = run.state.clone();
         run.state = announce(&seen, &planned);
-        let lines = self.announcement(run, &before, &seen, &planned).await?;
+        let mut lines = self.announcement(run, &before, &seen, &planned).await?;
+        lines.extend(self.announce_hung(run, &hung, &planned));
+        if !heirs.is_empty() {
+            lines.push(self.line(
+                run,
+                "merge",
+                json!({"inherited_from": heirs, "cause": run.cause.to_json()}),
+            ));
+        }
         self.save(run, None, &lines).await?;
         if let Some(watch) = &self.watch {
             watch(run.key, &planned);
         }
-        match self.carry_out(run, &before, &planned).await? {
-            Carried::Landed(landed) => Ok(Ok(self.agree(run, &seen, &planned, *landed).await?)),
-            Carried::Held(reason) => Ok(Ok(Report::of(End::Held(reason)))),
-            Carried::InProgressRefused(failure) => Ok(Err(failure)),
+        let carried = match self.carry_out(run, &before, &planned).await {
+            Ok(carried) => carried,
+            Err(failure) => {
+                self.unsend(run, hung.markers()).await?;
+                return Err(failure);
+            }
+        };
+        match carried {
+            Carried::Landed(mut landed) => {
+                match self.send_hung(run, &hung).await? {
+                    Sent::Held(reason) => return Ok(Ok(Report::of(End::Held(reason)))),
+                    // What hangs on an incident moves its etag: learn it, so that our own write is no news.
+                    Sent::All(true) => {
+                        landed.after =
+                            run.route.sentinel.incident(&run.link.sentinel_id).await.unwrap_or(None);
+                    }
+                    Sent::All(false) => {}
+                }
+                Ok(Ok(self.agree(run, &seen, &planned, *landed, heirs, &hung).await?))
+            }
+            Carried::Held(reason) => {
+                self.unsend(run, hung.markers()).await?;
+                Ok(Ok(Report::of(End::Held(reason))))
+            }
+            Carried::Refused(refusal) => {
+                self.unsend(run, hung.markers()).await?;
+                Ok(Err(refusal))
+            }
         }
+    }
+
+    fn planned(&self, run: &Run<'_>, seen: &Snapshot, policy: &Policy) -> Plan {
+        let filtered = seen.defender.as_ref().and_then(|incident| policy.filter.refuses(&incident.says));
+        match filtered {
+            Some(why) if run.state.left_out => {
+                left_out(seen, &why, policy).unwrap_or_else(|| plan(seen, policy))
+            }
+            _ => plan(seen, policy),
+        }
+    }
+
+    /// Heeds the route's filter. The answer ends the run.
+    async fn matching(
+        &self,
+        run: &mut Run<'_>,
+        seen: &mut Snapshot,
+        policy: &Policy,
+    ) -> Result<Option<Report>, Failure> {
+        let Some(incident) = &seen.defender else { return Ok(None) };
+        let merged = incident.says.status == DefenderStatus::Redirected;
+        let Some(why) = policy.filter.refuses(&incident.says).filter(|_| !merged) else {
+            if run.state.left_out {
+                // It matches again: as if both met for the first time, so that Defender's state is the one that holds.
+                run.state.left_out = false;
+                run.state.known = None;
+                seen.state = run.state.clone();
+            }
+            return Ok(None);
+        };
+        let linked = seen.sentinel.is_some() || seen.state.known.is_some();
+        let nothing = |why: String| Ok(Some(Report::of(End::Nothing(why))));
+        match policy.filter.otherwise {
+            _ if !linked => nothing(format!("not for this route: {why}")),
+            Unmatched::Keep => Ok(None),
+            Unmatched::Leave => {
+                nothing(format!("left as it is, because it is no longer for this route: {why}"))
+            }
+            Unmatched::Close => {
+                let closed = seen.sentinel.as_ref().is_some_and(|s| s.says.status == SentinelStatus::Closed);
+                if run.state.left_out || closed {
+                    return nothing(format!(
+                        "closed and left, because it is no longer for this route: {why}"
+                    ));
+                }
+                run.state.left_out = true;
+                seen.state = run.state.clone();
+                Ok(None)
+            }
+        }
+    }
+
+    /// An incident is gone for good on one side: what the route's policy says.
+    async fn vanished(&self, run: &mut Run<'_>, side: Side) -> Result<Report, Failure> {
+        let reason = format!("{GONE} {side}: both sides had the incident, and {side} has it no more.");
+        match (run.route.policy.vanished, side) {
+            (Vanished::Park, _) | (Vanished::Recreate, Side::Defender) => {
+                self.park(run, format!("{reason} Nothing is recreated.")).await
+            }
+            (Vanished::Unlink, _) => {
+                let why = format!("{reason} The route unlinks such incidents.");
+                tracing::warn!(link = %run.key, reason = why, "unlinked");
+                run.state.unlinked = Some(why.clone());
+                let line = self.line(run, "vanished", json!({"reason": why, "cause": run.cause.to_json()}));
+                self.save(run, None, &[line]).await?;
+                Ok(Report::of(End::Nothing(why)))
+            }
+            (Vanished::Recreate, Side::Sentinel) => {
+                let generation = run.state.generation + 1;
+                run.link.sentinel_id = twin_id_again(run.key, generation);
+                run.state =
+                    LinkState { generation, inherited: run.state.inherited.clone(), ..LinkState::default() };
+                let detail = json!({
+                    "reason": format!("{reason} The route makes such twins again."),
+                    "twin": run.link.sentinel_id, "cause": run.cause.to_json(),
+                });
+                tracing::warn!(link = %run.key, "the twin is gone in Sentinel and is made again");
+                let line = self.line(run, "vanished", detail);
+                self.save(run, None, &[line]).await?;
+                Ok(Report { again: true, ..Report::of(End::Wrote) })
+            }
+        }
+    }
+
+    /// In shadow: everything but the writes. What would have been written is journalled once.
+    async fn shadow(&self, run: &mut Run<'_>, planned: &Plan) -> Result<Report, Failure> {
+        let text = planned.to_string();
+        let nothing = planned.is_empty();
+        let now = Some(hash(&text)).filter(|_| !nothing);
+        let end = match nothing {
+            true => End::InStep,
+            false => End::Nothing("in shadow: nothing is written".to_owned()),
+        };
+        if run.state.shadowed != now {
+            run.state.shadowed = now;
+            let detail = json!({
+                "create": planned.outcome == Outcome::Create, "changes": planned.changes,
+                "clashes": planned.clashes, "cause": run.cause.to_json(),
+            });
+            let line = self.line(run, "shadow", detail);
+            self.save(run, None, &[line]).await?;
+        }
+        Ok(Report::of(end))
     }
 
     /// The link's writes within the last hour. Somebody who let it go on after it was put aside for them has seen
@@ -319,7 +617,10 @@ impl Reconciler {
             }
             None => (twin_id(key), LinkState::default()),
         };
-        let mut policy = route.policy.clone();
+        let mut policy = match state.adopted {
+            true => route.policy.beside_native(),
+            false => route.policy.clone(),
+        };
         policy.in_progress_writable &= !self.in_progress_refused(&key.tenant_id).await?;
         let sentinel = route.sentinel.incident(&sentinel_id).await?;
         let defender = route.defender.incident(&key.incident_id).await?;
@@ -346,6 +647,7 @@ impl Reconciler {
             let defender = route.defender.incident(&key.incident_id).await?;
             if let (Some(known), Some(defender)) = (agreed, &defender)
                 && known.defender_updated == defender.updated
+                && run.shows_nothing_new(known, defender)
             {
                 return Ok(Observed::Unmoved);
             }
@@ -409,13 +711,8 @@ impl Reconciler {
             if !wanted {
                 continue;
             }
-            if let Some(reason) = self.held(run.route).await? {
+            if let Some(reason) = self.still_ours(run).await? {
                 return Ok(Carried::Held(reason));
-            }
-            let now = self.clock.now();
-            match self.store.extend_fence(run.fence, now, now + FENCE_FOR).await.map_err(store_failure)? {
-                Held::Yes => {}
-                Held::No => return Err(fence_lost()),
             }
             let sent = match (side, &planned.sentinel, &planned.defender) {
                 (Side::Sentinel, Some(write), _) => run
@@ -461,7 +758,19 @@ impl Reconciler {
         self.save(run, None, &[line]).await?;
         let in_progress =
             side == Side::Defender && failure.code == "status-400" && writes_in_progress(planned);
-        if in_progress { Ok(Carried::InProgressRefused(failure)) } else { Err(failure) }
+        if failure.class == Class::Conflict {
+            return Err(failure);
+        }
+        let written = planned.intents.iter().find(|intent| intent.side == side);
+        let values = planned.changes.iter().filter(|change| change.side == side);
+        Ok(Carried::Refused(Refusal {
+            side,
+            fields: written.map(|intent| intent.fields.clone()).unwrap_or_default(),
+            values: values.map(|change| (change.field, change.after.clone())).collect(),
+            creating: planned.outcome == Outcome::Create,
+            in_progress,
+            failure,
+        }))
     }
 
     /// Stores the agreement, now that every write was answered.
@@ -471,6 +780,8 @@ impl Reconciler {
         seen: &Snapshot,
         planned: &Plan,
         landed: Landed,
+        heirs: Vec<String>,
+        hung: &HungPlan,
     ) -> Result<Report, Failure> {
         let Some((mut state, again)) = agree(seen, planned, &landed) else {
             return Err(ours(Class::Retry { wait: None }, "a write has no answer".to_owned()));
@@ -483,7 +794,19 @@ impl Reconciler {
                 known.defender_updated = defender.updated - time::Duration::microseconds(1);
             }
         }
-        let wrote = !planned.is_empty();
+        state.refused.retain(|refused| planned.withheld.contains(&(refused.side, refused.field)));
+        let both_closed = state.known.as_ref().is_some_and(|known| {
+            known.sentinel.status == SentinelStatus::Closed
+                && matches!(known.defender.status, DefenderStatus::Resolved | DefenderStatus::Redirected)
+        });
+        state.closed_since = both_closed.then(|| run.state.closed_since.unwrap_or_else(|| self.clock.now()));
+        (state.left_out, state.merged_into) = (run.state.left_out, run.state.merged_into.clone());
+        state.inherited.extend(heirs);
+        state.hung = run.state.hung.clone();
+        state.hung.defender_comments = seen.defender.as_ref().map_or(0, |defender| defender.comments.len());
+        state.hung.alerts_seen = seen.defender.as_ref().and_then(alerts_hash);
+        let again = again || hung.look_again.is_some_and(|at| at <= self.clock.now());
+        let wrote = !planned.is_empty() || !hung.is_empty();
         let mut lines = Vec::new();
         if wrote {
             for clash in &planned.clashes {
@@ -497,18 +820,20 @@ impl Reconciler {
             lines.push(self.line(run, "landed", detail));
         } else {
             lines.extend(self.unsaid(run, planned).await?);
-            if state == run.state && lines.is_empty() && run.link.parked.is_none() {
-                return Ok(Report::of(End::InStep));
+            if state == run.state && lines.is_empty() && run.link.parked.is_none() && !run.dirty {
+                return Ok(Report { look_at: hung.look_again, ..Report::of(End::InStep) });
             }
         }
         run.state = state;
+        run.dirty = false;
         self.save(run, None, &lines).await?;
         if wrote {
             let took = self.clock.now() - run.cause.first_hint_at;
             self.metrics.propagated(took.try_into().unwrap_or_default());
             tracing::info!(link = %run.key, fields = planned.changes.len(), "in step after a write");
         }
-        Ok(Report { end: if wrote { End::Wrote } else { End::InStep }, again })
+        let end = if wrote { End::Wrote } else { End::InStep };
+        Ok(Report { end, again, look_at: hung.look_again })
     }
 
     async fn park(&self, run: &mut Run<'_>, reason: String) -> Result<Report, Failure> {
@@ -538,7 +863,7 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn save(
+    pub(crate) async fn save(
         &self,
         run: &mut Run<'_>,
         parked: Option<String>,
@@ -555,7 +880,7 @@ impl Reconciler {
         }
     }
 
-    fn line(&self, run: &Run<'_>, kind: &str, detail: Value) -> JournalEntry {
+    pub(crate) fn line(&self, run: &Run<'_>, kind: &str, detail: Value) -> JournalEntry {
         JournalEntry { at: self.clock.now(), link: run.key.clone(), kind: kind.to_owned(), detail }
     }
 
@@ -605,7 +930,7 @@ impl Reconciler {
             .collect())
     }
 
-    async fn held(&self, route: &Route) -> Result<Option<String>, Failure> {
+    pub(crate) async fn held(&self, route: &Route) -> Result<Option<String>, Failure> {
         let holds = self.store.holds().await.map_err(store_failure)?;
         Ok(holds
             .into_iter()
@@ -622,8 +947,14 @@ impl Reconciler {
 
 /// The ARM name of an incident's twin: the same for the same incident, so that a repeated create is the same create.
 pub fn twin_id(key: &LinkKey) -> String {
+    twin_id_again(key, 0)
+}
+
+/// `generation` counts the twins that were made anew after one had vanished: an id that was deleted is not used again.
+fn twin_id_again(key: &LinkKey, generation: u32) -> String {
     let LinkKey { tenant_id, incident_id, workspace } = key;
-    Uuid::new_v5(&TWINS, format!("{tenant_id}\n{incident_id}\n{workspace}").as_bytes()).to_string()
+    let again = if generation == 0 { String::new() } else { format!("\n{generation}") };
+    Uuid::new_v5(&TWINS, format!("{tenant_id}\n{incident_id}\n{workspace}{again}").as_bytes()).to_string()
 }
 
 /// The name of the fence that keeps everybody else from a link.
@@ -652,7 +983,7 @@ fn ours(class: Class, message: String) -> Failure {
     Failure { class, side: None, code: "internal".into(), message, effect: Effect::None }
 }
 
-fn retry(side: Side, code: &str, message: &str) -> Failure {
+pub(crate) fn retry(side: Side, code: &str, message: &str) -> Failure {
     Failure {
         class: Class::Retry { wait: None },
         side: Some(side),
@@ -662,7 +993,7 @@ fn retry(side: Side, code: &str, message: &str) -> Failure {
     }
 }
 
-fn fence_lost() -> Failure {
+pub(crate) fn fence_lost() -> Failure {
     Failure {
         code: "fence-lost".into(),
         ..ours(Class::Conflict, "somebody else has taken the link over".to_owned())

@@ -17,6 +17,8 @@ pub struct Route {
     pub tenant_id: String,
     /// The workspace's resource id, in lower case, without a slash at the end.
     pub workspace: String,
+    /// The workspace's own tenant, in lower case.
+    pub home: String,
     /// The route's rules.
     pub policy: Policy,
     /// The tenant's Defender.

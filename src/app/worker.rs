@@ -292,9 +292,17 @@ impl Worker {
             match one {
                 Ended::Busy => wait(BUSY_DELAY, false, "busy"),
                 Ended::Report(Report { again: true, .. }) => wait(BUSY_DELAY, false, "written"),
-                Ended::Report(Report { end, .. }) => match end {
+                Ended::Report(Report { end, look_at, .. }) => match end {
                     End::Held(_) => wait(HELD_DELAY, false, "held"),
                     End::Parked(reason) => parked = Some(reason),
+                    _ if look_at.is_some() => {
+                        let at = look_at.unwrap_or_else(|| self.clock.now());
+                        wait(
+                            (at - self.clock.now()).try_into().unwrap_or_default(),
+                            false,
+                            "looked-at-again",
+                        );
+                    }
                     End::Wrote => resting = Some("written"),
                     End::InStep => resting = resting.or(Some("in-step")),
                     End::Known => resting = resting.or(Some("known")),

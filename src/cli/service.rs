@@ -129,6 +129,7 @@ impl Sides {
                     name: route.name.clone(),
                     tenant_id: defending.tenant_id.clone(),
                     workspace: workspace.resource_id(),
+                    home: tenant(&workspace.tenant)?.tenant_id.clone(),
                     policy: route.policy.clone(),
                     defender: defender.clone(),
                     sentinel: sentinel.clone(),

@@ -7,6 +7,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use crate::domain::alert::Alert;
+
 /// Which system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -300,6 +302,54 @@ pub struct DefenderIncident {
     pub web_url: Option<String>,
     /// `redirectIncidentId`: set only when merged away.
     pub redirect: Option<String>,
+    /// `comments`, in the service's order.
+    #[serde(default)]
+    pub comments: Vec<DefenderComment>,
+    /// `alerts`; `None` where they were not asked for.
+    #[serde(default)]
+    pub alerts: Option<Vec<Alert>>,
+}
+
+/// A comment of a Defender incident. It has no id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefenderComment {
+    /// `comment`.
+    pub text: String,
+    /// `createdByDisplayName`; older answers say `createdBy`.
+    pub author: Option<String>,
+    /// `createdDateTime`; older answers say `createdTime`.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub at: Option<OffsetDateTime>,
+}
+
+/// A comment of a Sentinel incident.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentinelComment {
+    /// ARM's `name`: the id that its creator chose.
+    pub name: String,
+    /// `message`: text, HTML or Markdown.
+    pub message: String,
+    /// The best name that `author` has.
+    pub author: Option<String>,
+    /// `createdTimeUtc`.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub created: Option<OffsetDateTime>,
+    /// `lastModifiedTimeUtc`.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub modified: Option<OffsetDateTime>,
+    /// The comment's own etag.
+    pub etag: String,
+}
+
+/// The members of an alert to send to Graph; what is `None` is not sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlertPatch {
+    /// `status`: `new`, `inProgress` or `resolved`.
+    pub status: Option<String>,
+    /// `classification` and `determination`.
+    pub verdict: Option<(DefenderClassification, DefenderDetermination)>,
+    /// `assignedTo`; the inner `None` unassigns.
+    pub owner: Option<Option<String>>,
 }
 
 /// A Sentinel owner. Any member may be missing.

@@ -10,12 +10,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
+use crate::domain::comments::Ledger;
 use crate::domain::mapping as map;
 use crate::domain::merge::{Judgement, Names, Pair, judge, merge_names};
 use crate::domain::model::{
-    DefenderClassification, DefenderDetermination, DefenderIncident, DefenderPatch, DefenderSays,
-    DefenderStatus, Facts, LinkKey, SentinelClassification, SentinelIncident, SentinelOwner, SentinelSays,
-    SentinelStatus, SentinelWrite, Side,
+    AlertPatch, DefenderClassification, DefenderDetermination, DefenderIncident, DefenderPatch, DefenderSays,
+    DefenderSeverity, DefenderStatus, Facts, LinkKey, SentinelClassification, SentinelIncident,
+    SentinelOwner, SentinelSays, SentinelStatus, SentinelWrite, Side,
 };
 use crate::domain::policy::{FIELDS, Field, LabelRules, Policy, Winner, offered};
 
@@ -77,6 +78,62 @@ pub struct LinkState {
     /// Values that a side would not take: not sent again until another is to be sent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<Refused>,
+    /// Since when both sides have been closed.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub closed_since: Option<OffsetDateTime>,
+    /// Why nothing is kept in step any more, by policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlinked: Option<String>,
+    /// How many twins were made anew after one had vanished.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub generation: u32,
+    /// The twin is one that Microsoft's connector made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopted: bool,
+    /// The twin was closed because its incident no longer matches the route's filter.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
+    /// The incident that this one was merged into, once it has been told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merged_into: Option<String>,
+    /// Incidents that were merged into this one and whose history has been carried over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inherited: Vec<String>,
+    /// What hangs on it: comments, the digest of its alerts.
+    #[serde(default, skip_serializing_if = "Hung::is_empty")]
+    pub hung: Hung,
+    /// In shadow: the hash of what would have been written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadowed: Option<u64>,
+}
+
+/// What is remembered of all that hangs on an incident.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hung {
+    /// Which comments were carried, and which are on their way.
+    pub comments: Ledger,
+    /// How many comments Defender's incident had when it was last looked at.
+    pub defender_comments: usize,
+    /// The hash of each comment of the alerts' digest.
+    pub digest: Vec<u64>,
+    /// The hash of the alerts that were last looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alerts_seen: Option<u64>,
+    /// What the alerts are still to be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub follow: Option<AlertPatch>,
+}
+
+impl Hung {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A value that a side refused, for certain and for good.
@@ -157,6 +214,10 @@ pub enum Rule {
     Confirm,
     /// The incident was merged into another in Defender.
     Merged,
+    /// An incident that was merged into this one had it.
+    Inherited,
+    /// The incident no longer matches the route's filter.
+    Filter,
 }
 
 impl Rule {
@@ -174,6 +235,8 @@ impl Rule {
             Rule::Closing => "Sentinel can say it now that it is closed",
             Rule::Confirm => "an earlier write got no answer and is settled by writing again",
             Rule::Merged => "merged into another incident in Defender",
+            Rule::Inherited => "an incident that was merged into this one had it",
+            Rule::Filter => "the incident no longer matches the route's filter",
         }
     }
 }
@@ -349,6 +412,7 @@ fn create(incident: &DefenderIncident, policy: &Policy) -> Plan {
     let says = allowed(map::new_twin(incident, policy), incident, policy);
     let mut plan = Plan::bare(Outcome::Create);
     plan.labels = policy.labels.clone();
+    plan.withheld = policy.mute.iter().filter(|(side, _)| *side == Side::Sentinel).copied().collect();
     let shown = Shown::of(&incident.says, &says, policy);
     for field in Field::ALL {
         let after = shown.sentinel(field);
@@ -371,7 +435,8 @@ fn create(incident: &DefenderIncident, policy: &Policy) -> Plan {
 
 /// A new twin without the fields that do not flow to Sentinel. Title and severity stay: every incident has them.
 fn allowed(mut says: SentinelSays, incident: &DefenderIncident, policy: &Policy) -> SentinelSays {
-    let flows = |field| policy.of(field).direction.to_sentinel();
+    let flows =
+        |field| policy.of(field).direction.to_sentinel() && !policy.mute.contains(&(Side::Sentinel, field));
     if !flows(Field::Facts) {
         let bare = DefenderSays { facts: None, ..incident.says.clone() };
         map::tell_facts(&incident.id, incident.web_url.as_deref(), &bare, policy, &mut says);
@@ -386,7 +451,7 @@ fn allowed(mut says: SentinelSays, incident: &DefenderIncident, policy: &Policy)
     if !flows(Field::Tags) {
         says.labels.retain(|label| policy.labels.own(&label.name));
     }
-    if !flows(Field::Verdict) {
+    if !flows(Field::Determination) {
         map::set_determination(&mut says.labels, None, &policy.labels);
     }
     if !flows(Field::Verdict) && says.status == SentinelStatus::Closed {
@@ -581,6 +646,16 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         to_sentinel: &|d| Some(map::owner_key(&map::owner_to_sentinel(d.as_deref()))),
         to_defender: &|_| map::owner_to_defender(&s.owner),
     });
+    if decision.sentinel.is_none()
+        && decision.defender.is_none()
+        && let Some(owner) = &policy.also.owner
+        && d.owner.is_none()
+        && map::owner_key(&s.owner).is_none()
+    {
+        // Nobody has it, and somebody had the incident that was merged into it.
+        (goal_d.owner, goal_s.owner) = (Some(owner.clone()), map::owner_to_sentinel(Some(owner)));
+        rules[Field::Owner as usize] = Some((Side::Defender, Rule::Inherited));
+    }
     if decision.sentinel.is_some() {
         goal_s.owner = map::owner_to_sentinel(d.owner.as_deref());
         rules[Field::Owner as usize] = Some((Side::Sentinel, decision.rule));
@@ -597,7 +672,13 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     let (to_sentinel, to_defender) = (rule.to_sentinel(), rule.to_defender() && !planner.merged);
     let now = Pair { defender: map::defender_tags(d, own), sentinel: map::sentinel_tags(s, own) };
     let known = known_names(&seen.state, own, &now);
-    let goal = merge_names(known.as_ref(), &now, to_sentinel, to_defender);
+    let mut goal = merge_names(known.as_ref(), &now, to_sentinel, to_defender);
+    for name in &policy.also.tags {
+        goal.sentinel.insert(name.to_lowercase());
+        if to_defender {
+            goal.defender.insert(name.to_lowercase());
+        }
+    }
     let why = if known.is_some() { Rule::OneSided } else { Rule::FirstMeeting };
     if goal.sentinel != now.sentinel {
         goal_s.labels = map::labels_for_sentinel(&goal.sentinel, &s.labels, d, own);
@@ -1172,6 +1253,8 @@ pub struct Landed {
     pub sentinel: Option<SentinelIncident>,
     /// Graph's answer to the PATCH.
     pub defender: Option<DefenderIncident>,
+    /// The twin as it was read after everything that hangs on it had been written.
+    pub after: Option<SentinelIncident>,
 }
 
 /// What to remember after all writes of a plan have landed, and whether the answers show that somebody else moved
@@ -1224,6 +1307,20 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
             (says, answer.modified, answer.etag.clone())
         }
     };
+    let (mut s_modified, mut s_etag) = (s_modified, s_etag);
+    if let Some(after) = &landed.after
+        && after.modified >= s_modified
+    {
+        let answered = landed.sentinel.as_ref().or(seen.sentinel.as_ref());
+        let moved = |field: &Field| {
+            answered.is_some_and(|then| !same_words_sentinel(own, *field, &after.says, &then.says))
+        };
+        if Field::ALL.iter().any(moved) {
+            again = true;
+        } else {
+            (s_modified, s_etag) = (after.modified, after.etag.clone());
+        }
+    }
     let (acted_defender, acted_sentinel) = (Some(d_updated), Some(s_modified));
     let (mut d_says, mut s_says) = (d_says, s_says);
     if let Some(before) = &seen.state.known {
@@ -1234,6 +1331,11 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
         for &(_, field) in &plan.withheld {
             copy_defender(field, &before.defender, &mut d_says);
             copy_sentinel(own, field, &before.sentinel, &mut s_says);
+        }
+    } else if seen.sentinel.is_none() {
+        // A twin that was made without them: Defender's values are news to it.
+        for &(_, field) in &plan.withheld {
+            copy_defender(field, &silent(), &mut d_says);
         }
     }
     let known = Known {
@@ -1248,6 +1350,56 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
         LinkState { known: Some(known), intents: Vec::new(), acted_defender, acted_sentinel, ..state },
         again,
     ))
+}
+
+/// A Defender incident that says nothing.
+fn silent() -> DefenderSays {
+    DefenderSays {
+        title: None,
+        description: None,
+        severity: DefenderSeverity::Other(String::new()),
+        status: DefenderStatus::Other(String::new()),
+        owner: None,
+        classification: DefenderClassification::Unknown,
+        determination: DefenderDetermination::Unknown,
+        resolving_comment: None,
+        tags: Vec::new(),
+        facts: Some(Facts::default()),
+    }
+}
+
+/// The PUT that closes a twin whose incident is no longer for the route.
+pub fn left_out(seen: &Snapshot, why: &str, policy: &Policy) -> Option<Plan> {
+    let (defender, sentinel) = (seen.defender.as_ref()?, seen.sentinel.as_ref()?);
+    if sentinel.says.status == SentinelStatus::Closed {
+        return None;
+    }
+    let mut goal = sentinel.says.clone();
+    goal.status = SentinelStatus::Closed;
+    goal.classification = Some(SentinelClassification::Undetermined);
+    goal.reason = None;
+    goal.comment = Some(format!("Left the route's filter: {why}."));
+    let mut plan = Plan::bare(Outcome::Both);
+    plan.labels = policy.labels.clone();
+    let (before, after) =
+        (Shown::of(&defender.says, &sentinel.says, policy), Shown::of(&defender.says, &goal, policy));
+    let fields = [Field::Status, Field::Verdict, Field::Comment];
+    for field in fields {
+        let (before, after) = (before.sentinel(field), after.sentinel(field));
+        if before != after {
+            plan.changes.push(Change { side: Side::Sentinel, field, before, after, rule: Rule::Filter });
+        }
+    }
+    plan.intents.push(Intent {
+        side: Side::Sentinel,
+        fields: fields.to_vec(),
+        names: Names::new(),
+        at: sentinel.etag.clone(),
+        defender: defender.says.clone(),
+        sentinel: goal.clone(),
+    });
+    plan.sentinel = Some(SentinelWrite { etag: Some(sentinel.etag.clone()), says: goal });
+    Some(plan)
 }
 
 /// The state to store before writing: what was unproved stays on record beside its successors.

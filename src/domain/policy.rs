@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::comments::CommentPolicy;
 use crate::domain::filter::Filter;
 use crate::domain::model::{DefenderClassification, DefenderDetermination, SentinelReason, Side};
 
@@ -257,6 +258,15 @@ pub enum Follow {
     Always,
 }
 
+/// What an incident that was merged into another leaves it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Also {
+    /// Tags that it had.
+    pub tags: Vec<String>,
+    /// Its owner, in Defender's words, for a winner that has none.
+    pub owner: Option<String>,
+}
+
 /// A route's rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -287,8 +297,12 @@ pub struct Policy {
     pub alerts: AlertMode,
     /// Whether alerts follow.
     pub follow: Follow,
+    /// How comments are carried.
+    pub comments: CommentPolicy,
     /// The twin is Microsoft's connector's: classification and closing are its business, see [`Policy::beside_native`].
     pub native_twin: bool,
+    /// What this round brings besides: the tags and the owner of an incident that was merged into this one.
+    pub also: Also,
 }
 
 impl Default for Policy {
@@ -307,7 +321,9 @@ impl Default for Policy {
             shadow: false,
             alerts: AlertMode::default(),
             follow: Follow::default(),
+            comments: CommentPolicy::default(),
             native_twin: false,
+            also: Also::default(),
         }
     }
 }

@@ -102,6 +102,8 @@ fn defender(object: Object) -> DefenderIncident {
         modified_by: None,
         web_url: None,
         redirect: None,
+        comments: Vec::new(),
+        alerts: None,
     }
 }
 

@@ -65,6 +65,8 @@ impl World {
                 modified_by: None,
                 web_url: Some("https://security.microsoft.com/incident2/29/overview?tid=t".into()),
                 redirect: None,
+                comments: Vec::new(),
+                alerts: None,
             },
             sentinel: None,
             state: LinkState::default(),

@@ -222,6 +222,8 @@ impl Remote {
             modified_by: None,
             web_url: None,
             redirect: None,
+            comments: Vec::new(),
+            alerts: None,
         };
         self.defender.insert(id.to_owned(), Kept { now: incident, previous: None, moved: now });
     }
@@ -549,6 +551,14 @@ impl Defender for Plug {
         };
         self.answer(answer).await
     }
+
+    async fn comment(&self, _: &str, _: &str) -> Result<Vec<DefenderComment>, Failure> {
+        unreachable!("nobody comments here")
+    }
+
+    async fn update_alert(&self, _: &str, _: &AlertPatch) -> Result<(), Failure> {
+        unreachable!("there are no alerts here")
+    }
 }
 
 #[async_trait]
@@ -628,5 +638,13 @@ impl Sentinel for Plug {
             remote.sentinel[name].now.clone()
         };
         self.answer(answer).await
+    }
+
+    async fn comments(&self, _: &str) -> Result<Vec<SentinelComment>, Failure> {
+        Ok(Vec::new())
+    }
+
+    async fn put_comment(&self, _: &str, _: &str, _: &str) -> Result<SentinelComment, Failure> {
+        unreachable!("nobody comments here")
     }
 }

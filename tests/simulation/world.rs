@@ -98,6 +98,7 @@ impl World {
             name: (*name).to_owned(),
             tenant_id: (*tenant_id).to_owned(),
             workspace: (*workspace).to_owned(),
+            home: "elsewhere".into(),
             policy: Policy::default(),
             defender: plug(Side::Defender, tenant_id),
             sentinel: plug(Side::Sentinel, workspace),

@@ -140,7 +140,7 @@ fn stands_for(twin: &Value, id: &str) -> bool {
     let flat: String = id.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     names(twin, id) || names(twin, &flat) || {
         let description = twin["properties"]["description"].as_str().unwrap_or_default();
-        description.contains(&format!("Defender incident {id}"))
+        description.contains(&format!("Defender incident {}", id.replace('\n', " ")))
     }
 }
 

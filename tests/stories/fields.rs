@@ -62,7 +62,7 @@ async fn every_field_crosses_on_creation() {
         .flatten()
         .map(|label| &label["labelName"])
         .collect();
-    assert_eq!(labels, ["Ransomware", "tier 1"]);
+    assert_eq!(labels, ["Ransomware", "tier 1", "determination/malware"]);
 }
 
 /// From which side an edit comes.

@@ -102,5 +102,8 @@ fn tags(list: &Value) -> BTreeSet<String> {
 fn labels(list: &Value) -> BTreeSet<String> {
     let labels = list.as_array().into_iter().flatten();
     let ours = labels.filter(|label| label["labelType"] != "AutoAssigned");
-    ours.map(|label| text(&label["labelName"]).to_lowercase()).collect()
+    // The service keeps determinations as labels of its own.
+    ours.map(|label| text(&label["labelName"]).to_lowercase())
+        .filter(|name| !name.starts_with("determination/"))
+        .collect()
 }

@@ -12,7 +12,7 @@ use crate::adapters::call::{Call, Caller, Missing, Service, Shared};
 use crate::adapters::entra::TokenSource;
 use crate::adapters::lenient;
 use crate::domain::failure::Failure;
-use crate::domain::model::{DefenderIncident, DefenderPatch, Side};
+use crate::domain::model::{AlertPatch, DefenderComment, DefenderIncident, DefenderPatch, Side};
 use crate::ports::{Defender, Page};
 
 /// Larger pages are refused.
@@ -129,5 +129,30 @@ impl Defender for GraphClient {
             return Err(self.caller.status_failure(&answer, "Graph has no such incident to update"));
         }
         wire::incident(&answer.body).map_err(|why| self.caller.unreadable(true, &why))
+    }
+
+    async fn comment(&self, id: &str, text: &str) -> Result<Vec<DefenderComment>, Failure> {
+        let mut url = self.one(id)?;
+        url.set_path(&format!("{}/comments", url.path()));
+        let call = Call::write("comment-create", Method::POST, url, wire::new_comment(text));
+        let answer = self.caller.send(call).await?;
+        if answer.status == 404 {
+            return Err(self.caller.status_failure(&answer, "Graph has no such incident to comment on"));
+        }
+        wire::commented(&answer.body).map_err(|why| self.caller.unreadable(true, &why))
+    }
+
+    async fn update_alert(&self, id: &str, patch: &AlertPatch) -> Result<(), Failure> {
+        let segment = lenient::segment(id).ok_or_else(|| {
+            self.caller.never("odd-id", format!("no alert can be called {:?}", lenient::sentence(id, 80)))
+        })?;
+        let alerts = self.incidents.trim_end_matches("incidents");
+        let url = self.url(&format!("{alerts}alerts_v2/{segment}"))?;
+        let call = Call::write("alert-update", Method::PATCH, url, wire::alert_patch(patch));
+        let answer = self.caller.send(call).await?;
+        if answer.status == 404 {
+            return Err(self.caller.status_failure(&answer, "Graph has no such alert to update"));
+        }
+        Ok(())
     }
 }

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use crate::adapters::lenient::{self, Unreadable};
 use crate::domain::model::{
-    DefenderClassification, DefenderDetermination, DefenderIncident, DefenderPatch, DefenderSays,
-    DefenderSeverity, DefenderStatus,
+    AlertPatch, DefenderClassification, DefenderComment, DefenderDetermination, DefenderIncident,
+    DefenderPatch, DefenderSays, DefenderSeverity, DefenderStatus,
 };
 use crate::ports::Page;
 
@@ -59,7 +59,56 @@ fn read(object: &Map<String, Value>) -> Result<DefenderIncident, String> {
         modified_by: lenient::text(object, "lastModifiedBy"),
         web_url: lenient::text(object, "incidentWebUrl"),
         redirect: lenient::text(object, "redirectIncidentId"),
+        comments: comments(object.get("comments")),
+        alerts: None,
     })
+}
+
+/// The answer to a comment: `value` is all comments (`graph.md` §8.3); an answer with one object is taken too.
+pub(super) fn commented(body: &[u8]) -> Result<Vec<DefenderComment>, Unreadable> {
+    let object = lenient::object(&lenient::text_of(body)).map_err(Unreadable::Garbled)?;
+    match object.get("value") {
+        Some(list @ Value::Array(_)) => Ok(comments(Some(list))),
+        Some(one @ Value::Object(_)) => Ok(comment(one).into_iter().collect()),
+        _ => Ok(comment(&Value::Object(object)).into_iter().collect()),
+    }
+}
+
+fn comments(list: Option<&Value>) -> Vec<DefenderComment> {
+    list.and_then(Value::as_array).into_iter().flatten().filter_map(comment).collect()
+}
+
+/// The members have two names each: the metadata's and that of the samples of 2021 to 2024 (`graph.md` §4).
+fn comment(value: &Value) -> Option<DefenderComment> {
+    let object = value.as_object()?;
+    let either = |new: &str, old: &str| lenient::text(object, new).or_else(|| lenient::text(object, old));
+    Some(DefenderComment {
+        text: lenient::text(object, "comment")?,
+        author: either("createdByDisplayName", "createdBy"),
+        at: lenient::instant(object, "createdDateTime").or_else(|| lenient::instant(object, "createdTime")),
+    })
+}
+
+/// The body of a new comment.
+pub(super) fn new_comment(text: &str) -> Vec<u8> {
+    json!({"@odata.type": "microsoft.graph.security.alertComment", "comment": text}).to_string().into_bytes()
+}
+
+/// The body of an alert's PATCH.
+pub(super) fn alert_patch(patch: &AlertPatch) -> Vec<u8> {
+    let AlertPatch { status, verdict, owner } = patch;
+    let mut body = Map::new();
+    if let Some(status) = status {
+        body.insert("status".to_owned(), json!(status));
+    }
+    if let Some((classification, determination)) = verdict {
+        body.insert("classification".to_owned(), json!(classification.as_str()));
+        body.insert("determination".to_owned(), json!(determination.as_str()));
+    }
+    if let Some(owner) = owner {
+        body.insert("assignedTo".to_owned(), json!(owner));
+    }
+    Value::Object(body).to_string().into_bytes()
 }
 
 /// The body of a PATCH: the members that the patch names, and no others.

@@ -12,7 +12,7 @@ use crate::adapters::call::{Call, Caller, Missing, Service, Shared};
 use crate::adapters::entra::TokenSource;
 use crate::adapters::lenient;
 use crate::domain::failure::Failure;
-use crate::domain::model::{SentinelIncident, SentinelWrite, Side};
+use crate::domain::model::{SentinelComment, SentinelIncident, SentinelWrite, Side};
 use crate::ports::{Page, Sentinel};
 
 /// The version to ask for unless the configuration says otherwise. A newer one may be missing from a national cloud.
@@ -20,6 +20,11 @@ pub const DEFAULT_API_VERSION: &str = "2025-09-01";
 
 /// Records per page; the service allows 1,000, but a page should be read well within the timeout.
 const PAGE: u32 = 200;
+
+/// Comments per page; an incident holds at most 100 (`sentinel.md` §12).
+const COMMENTS_PAGE: u32 = 100;
+/// More pages than 100 comments fill, even one by one.
+const COMMENT_PAGES: u32 = 110;
 
 static ARM: Service = Service {
     side: Side::Sentinel,
@@ -124,6 +129,13 @@ impl SentinelClient {
         self.url(&format!("{}/{segment}?api-version={}", self.incidents, self.api_version))
     }
 
+    /// Something that hangs on an incident. `what` is ours, or a UUID.
+    fn below(&self, name: &str, what: &str) -> Result<Url, Failure> {
+        let mut url = self.one(name)?;
+        url.set_path(&format!("{}/{what}", url.path()));
+        Ok(url)
+    }
+
     fn url(&self, text: &str) -> Result<Url, Failure> {
         Url::parse(text)
             .map_err(|error| self.caller.never("bad-url", format!("arm_url makes no URL: {error}")))
@@ -166,5 +178,35 @@ impl Sentinel for SentinelClient {
             return Err(self.caller.status_failure(&answer, "there is no such incident to update"));
         }
         wire::incident(&answer.body).map_err(|why| self.caller.unreadable(true, &why))
+    }
+
+    async fn comments(&self, name: &str) -> Result<Vec<SentinelComment>, Failure> {
+        let mut url = self.below(name, "comments")?;
+        url.set_query(Some(&format!("api-version={}&$top={COMMENTS_PAGE}", self.api_version)));
+        let mut comments = Vec::new();
+        for _ in 0..COMMENT_PAGES {
+            let answer = self.caller.send(Call::read("comment-list", url)).await?;
+            if answer.status == 404 {
+                return Ok(Vec::new());
+            }
+            let (page, next) =
+                wire::comments(&answer.body).map_err(|why| self.caller.unreadable(false, &why))?;
+            comments.extend(page);
+            match next {
+                None => return Ok(comments),
+                Some(next) => url = self.caller.next_page(&self.base, &next)?,
+            }
+        }
+        Err(self.caller.never("endless-list", "an incident's comments do not end".to_owned()))
+    }
+
+    async fn put_comment(&self, name: &str, id: &str, message: &str) -> Result<SentinelComment, Failure> {
+        let url = self.below(name, &format!("comments/{id}"))?;
+        let call = Call::write("comment-put", Method::PUT, url, wire::put_comment(message));
+        let answer = self.caller.send(call).await?;
+        if answer.status == 404 {
+            return Err(self.caller.status_failure(&answer, "there is no such incident to comment on"));
+        }
+        wire::one_comment(&answer.body).map_err(|why| self.caller.unreadable(true, &why))
     }
 }

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use crate::adapters::lenient::{self, Unreadable};
 use crate::domain::model::{
-    Label, SentinelClassification, SentinelIncident, SentinelOwner, SentinelReason, SentinelSays,
-    SentinelSeverity, SentinelStatus, SentinelWrite,
+    Label, SentinelClassification, SentinelComment, SentinelIncident, SentinelOwner, SentinelReason,
+    SentinelSays, SentinelSeverity, SentinelStatus, SentinelWrite,
 };
 use crate::ports::Page;
 
@@ -32,6 +32,38 @@ pub(super) fn page(body: &[u8]) -> Result<Page<SentinelIncident>, Unreadable> {
         }
     }
     Ok(page)
+}
+
+/// A page of an incident's comments. One without a name or a text is left out: nothing can be made of it.
+pub(super) fn comments(body: &[u8]) -> Result<(Vec<SentinelComment>, Option<String>), Unreadable> {
+    let raw = lenient::page(body, "nextLink").map_err(Unreadable::Garbled)?;
+    let read = |record: &Box<serde_json::value::RawValue>| comment(&lenient::object(record.get()).ok()?);
+    Ok((raw.records.iter().filter_map(read).collect(), raw.next))
+}
+
+/// One comment, as PUT answers it.
+pub(super) fn one_comment(body: &[u8]) -> Result<SentinelComment, Unreadable> {
+    let object = lenient::object(&lenient::text_of(body)).map_err(Unreadable::Garbled)?;
+    comment(&object).ok_or_else(|| Unreadable::Lacking("no name or no message".to_owned()))
+}
+
+fn comment(object: &Map<String, Value>) -> Option<SentinelComment> {
+    let properties = object.get("properties")?.as_object()?;
+    let author = properties.get("author").and_then(Value::as_object);
+    let names = ["userPrincipalName", "email", "name", "objectId"];
+    Some(SentinelComment {
+        name: name_of(object)?,
+        message: lenient::text(properties, "message")?,
+        author: author.and_then(|author| names.iter().find_map(|name| lenient::text(author, name))),
+        created: lenient::instant(properties, "createdTimeUtc"),
+        modified: lenient::instant(properties, "lastModifiedTimeUtc"),
+        etag: lenient::text(object, "etag").unwrap_or_default(),
+    })
+}
+
+/// The body of a comment's PUT.
+pub(super) fn put_comment(message: &str) -> Vec<u8> {
+    json!({"properties": {"message": message}}).to_string().into_bytes()
 }
 
 fn name_of(object: &Map<String, Value>) -> Option<String> {
