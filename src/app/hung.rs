@@ -1,0 +1,445 @@
+//! What hangs on an incident: comments both ways, the digest of its alerts, the history of those that were merged into
+//! it, and alerts that follow it. Planned with the fields, announced with them, and sent after them.
+
+use serde_json::json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::app::reconcile::{FENCE_FOR, Reconciler, Run, fence_lost, store_failure};
+use crate::domain::comments::{self, CommentPlan, CommentsSeen, DefenderPost, SentinelPut};
+use crate::domain::digest;
+use crate::domain::failure::{Class, Effect, Failure};
+use crate::domain::model::{AlertPatch, DefenderPatch, DefenderStatus, Side};
+use crate::domain::plan::{Outcome, Plan, Snapshot, hash};
+use crate::domain::policy::{AlertMode, Follow, Policy};
+use crate::ports::{Held, JournalEntry};
+
+/// Room for text in one comment of Sentinel (`sentinel.md` §12: 30,000), less some for the frame.
+const DIGEST_UNITS: usize = 29_000;
+/// How many comments the digest of the alerts may fill. Sentinel holds 100.
+const DIGEST_PARTS: usize = 8;
+/// How many alerts are made to follow in one run; the rest follows in the next.
+const FOLLOWERS: usize = 20;
+/// How many comments a link may take in an hour: far more than people write, far less than a loop does.
+const MOST_COMMENTS_AN_HOUR: u64 = 300;
+/// The namespace of the comments that are ours alone.
+const OURS: Uuid = Uuid::from_u128(0x1f0a_5b0e_8d3c_4c58_b9a4_6e02_77d1_93c6);
+
+/// What is to be sent beside the fields.
+pub(crate) struct HungPlan {
+    /// Comments for Sentinel that are copies of Defender's.
+    puts: Vec<SentinelPut>,
+    /// Comments for Defender.
+    posts: Vec<DefenderPost>,
+    /// Comments of our own for Sentinel: id, text, and the digest's part and hash, if it is one.
+    own: Vec<(String, String, Option<(usize, u64)>)>,
+    /// Alerts that are to follow.
+    follow: Vec<(String, AlertPatch)>,
+    /// Whether more alerts are to follow in another run.
+    follow_on: bool,
+    /// The link is to be looked at again at this time, at the latest.
+    pub(crate) look_again: Option<OffsetDateTime>,
+    notes: Vec<String>,
+    pub(crate) ledger: comments::Ledger,
+}
+
+impl HungPlan {
+    /// Whether nothing is to be sent.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.puts.is_empty() && self.posts.is_empty() && self.own.is_empty() && self.follow.is_empty()
+    }
+
+    /// The posts, in order, by their markers.
+    pub(crate) fn markers(&self) -> impl Iterator<Item = &str> {
+        self.posts.iter().map(|post| post.marker.as_str())
+    }
+
+    fn touches_sentinel(&self) -> bool {
+        !self.puts.is_empty() || !self.own.is_empty()
+    }
+}
+
+/// The id of a comment of ours: the same for the same thing, so that a repeated PUT is the same comment.
+fn own_id(twin: &str, what: &str) -> String {
+    Uuid::new_v5(&OURS, format!("{twin}\n{what}").as_bytes()).to_string()
+}
+
+/// How the sending ended.
+pub(crate) enum Sent {
+    /// All of it. Whether Sentinel's incident was touched.
+    All(bool),
+    /// An operator has stopped writes: why.
+    Held(String),
+}
+
+impl Reconciler {
+    /// What is to be sent beside the fields. May list the twin's comments.
+    pub(crate) async fn hung(
+        &self,
+        run: &Run<'_>,
+        seen: &Snapshot,
+        planned: &Plan,
+        policy: &Policy,
+        histories: &[History],
+    ) -> Result<HungPlan, Failure> {
+        let state = &run.state.hung;
+        let mut hung = HungPlan {
+            puts: Vec::new(),
+            posts: Vec::new(),
+            own: Vec::new(),
+            follow: Vec::new(),
+            follow_on: false,
+            look_again: None,
+            notes: Vec::new(),
+            ledger: state.comments.clone(),
+        };
+        let Some(incident) = &seen.defender else { return Ok(hung) };
+        let merged = incident.says.status == DefenderStatus::Redirected;
+        let creating = planned.outcome == Outcome::Create;
+        let twin = &run.link.sentinel_id;
+
+        let now = self.clock.now();
+        let count = seen.sentinel.as_ref().and_then(|sentinel| sentinel.comments_count);
+        let look = |listed| CommentsSeen {
+            link: run.key,
+            twin,
+            defender: &incident.comments,
+            sentinel: listed,
+            sentinel_count: count,
+            now,
+            first_meeting: seen.state.known.is_none() && !creating,
+        };
+        let rules = comment_policy(policy, merged);
+        let mut wanted: CommentPlan = match creating {
+            true => comments::plan(&look(Some(&[])), &state.comments, &rules),
+            false => comments::plan(&look(None), &state.comments, &rules),
+        };
+        if !creating && (wanted.list_sentinel || self.may_hide_an_edit(run, seen, planned)) {
+            let listed = run.route.sentinel.comments(twin).await?;
+            wanted = comments::plan(&look(Some(&listed)), &state.comments, &rules);
+        }
+        hung.puts = wanted.puts;
+        hung.posts = wanted.posts;
+        hung.look_again = wanted.look_again;
+        hung.notes = wanted.notes;
+        hung.ledger = wanted.ledger;
+
+        if policy.alerts != AlertMode::Off
+            && !merged
+            && let Some(alerts) = &incident.alerts
+            && !(alerts.is_empty() && state.digest.is_empty())
+        {
+            let mut parts =
+                digest::alert_digest(alerts, incident.web_url.as_deref(), DIGEST_UNITS, DIGEST_PARTS);
+            // What is left of a longer digest says so, because deleting takes a right that we do not ask for.
+            while parts.len() < state.digest.len() {
+                parts.push(
+                    "<p>The alerts of the Defender incident fit into the comments above.</p>".to_owned(),
+                );
+            }
+            for (part, text) in parts.into_iter().enumerate() {
+                let marker = comments::note_marker(twin, &format!("alerts/{part}"));
+                let text = format!("{text}<p><i>{marker}</i></p>");
+                let now = hash(&text);
+                if state.digest.get(part) != Some(&now) {
+                    hung.own.push((own_id(twin, &format!("alerts/{part}")), text, Some((part, now))));
+                }
+            }
+        }
+        for history in histories {
+            for (part, text) in history.parts.iter().enumerate() {
+                let what = format!("history/{}/{part}", history.incident_id);
+                hung.own.push((own_id(twin, &what), text.clone(), None));
+            }
+        }
+        let follow = state.follow.clone().or_else(|| followed(planned.defender.as_ref(), policy));
+        if let (Some(patch), Some(alerts)) = (follow, &incident.alerts) {
+            let mut lagging = alerts.iter().filter_map(|alert| {
+                let mut patch = patch.clone();
+                patch.status = patch.status.filter(|status| *status != alert.status.as_str());
+                patch.owner = patch.owner.filter(|owner| *owner != alert.assigned_to);
+                patch.verdict = patch.verdict.filter(|(classification, determination)| {
+                    (classification, determination) != (&alert.classification, &alert.determination)
+                });
+                (patch != AlertPatch::default()).then(|| (alert.id.clone(), patch))
+            });
+            hung.follow = lagging.by_ref().take(FOLLOWERS).collect();
+            hung.follow_on = lagging.next().is_some();
+        }
+        Ok(hung)
+    }
+
+    /// An edited comment leaves their count as it is. It shows only in that the twin's etag moved and no field did; the
+    /// sweep looks for the rest.
+    fn may_hide_an_edit(&self, run: &Run<'_>, seen: &Snapshot, planned: &Plan) -> bool {
+        let (Some(sentinel), Some(known)) = (&seen.sentinel, &seen.state.known) else { return false };
+        sentinel.comments_count != Some(0)
+            && (run.cause.thorough() || (sentinel.etag != known.sentinel_etag && planned.defender.is_none()))
+    }
+
+    /// What is remembered of it before anything is sent, and the journal lines.
+    pub(crate) fn announce_hung(
+        &self,
+        run: &mut Run<'_>,
+        hung: &HungPlan,
+        planned: &Plan,
+    ) -> Vec<JournalEntry> {
+        run.state.hung.comments = hung.ledger.clone();
+        if run.state.hung.follow.is_none() {
+            run.state.hung.follow = followed(planned.defender.as_ref(), &run.route.policy);
+        }
+        let cause = run.cause.to_json();
+        let comment = |side: Side, source: &str, why: &str| {
+            self.line(run, "comment", json!({"side": side, "source": source, "why": why, "cause": cause}))
+        };
+        let puts = hung.puts.iter().map(|put| comment(Side::Sentinel, &put.source, put.reason));
+        let posts = hung.posts.iter().map(|post| comment(Side::Defender, &post.source, post.reason));
+        let own = hung.own.iter().map(|(_, _, digest)| match digest {
+            Some((part, _)) => self.line(run, "alerts", json!({"part": part, "cause": cause})),
+            None => comment(Side::Sentinel, "history", "an incident was merged into this one"),
+        });
+        let notes = hung.notes.iter().map(|note| self.line(run, "comment", json!({"note": note})));
+        puts.chain(posts).chain(own).chain(notes).collect()
+    }
+
+    /// Sends it, in an order in which a break loses nothing: what landed is remembered with the failure.
+    pub(crate) async fn send_hung(&self, run: &mut Run<'_>, hung: &HungPlan) -> Result<Sent, Failure> {
+        let twin = run.link.sentinel_id.clone();
+        let since = self.clock.now() - time::Duration::hours(1);
+        if !hung.is_empty()
+            && self.store.journal_count(run.key, "comment", since).await.map_err(store_failure)?
+                > MOST_COMMENTS_AN_HOUR
+        {
+            return Err(Failure {
+                class: Class::Permanent,
+                side: None,
+                code: "comment-loop".into(),
+                message: format!(
+                    "more than {MOST_COMMENTS_AN_HOUR} comments within an hour: something answers us"
+                ),
+                effect: Effect::None,
+            });
+        }
+        let touched = hung.touches_sentinel();
+        for SentinelPut { id, message, .. } in &hung.puts {
+            if let Some(reason) = self.still_ours(run).await? {
+                self.unsend(run, hung.markers()).await?;
+                return Ok(Sent::Held(reason));
+            }
+            match run.route.sentinel.put_comment(&twin, id, message).await {
+                Ok(_) => {
+                    run.state.hung.comments.landed_put(id);
+                    self.metrics.comment(Side::Sentinel);
+                }
+                Err(failure) => {
+                    if failure.class != Class::Permanent {
+                        self.unsend(run, hung.markers()).await?;
+                    }
+                    self.comment_refused(run, Side::Sentinel, id, failure).await?;
+                }
+            }
+        }
+        for (id, message, digest) in &hung.own {
+            if let Some(reason) = self.still_ours(run).await? {
+                self.unsend(run, hung.markers()).await?;
+                return Ok(Sent::Held(reason));
+            }
+            match run.route.sentinel.put_comment(&twin, id, message).await {
+                Ok(_) => self.metrics.comment(Side::Sentinel),
+                Err(failure) => {
+                    if failure.class != Class::Permanent {
+                        self.unsend(run, hung.markers()).await?;
+                    }
+                    self.comment_refused(run, Side::Sentinel, id, failure).await?;
+                }
+            }
+            if let Some((part, hash)) = digest {
+                let parts = &mut run.state.hung.digest;
+                parts.resize(parts.len().max(part + 1), 0);
+                parts[*part] = *hash;
+            }
+        }
+        for DefenderPost { marker, text, .. } in &hung.posts {
+            if let Some(reason) = self.still_ours(run).await? {
+                self.unsend(run, hung.markers().skip_while(|known| *known != marker)).await?;
+                return Ok(Sent::Held(reason));
+            }
+            match run.route.defender.comment(&run.key.incident_id, text).await {
+                Ok(all) => {
+                    // Proof is the marker among all comments; an answer without it is an answer that lags.
+                    if all.iter().any(|comment| comment.text.contains(marker)) {
+                        run.state.hung.comments.landed_post(marker);
+                    }
+                    self.metrics.comment(Side::Defender);
+                }
+                Err(failure) => {
+                    // A later comment must not come before it: the others are not tried, and are not in doubt.
+                    let later = hung.markers().skip_while(|known| *known != marker).skip(1);
+                    if failure.class != Class::Permanent {
+                        self.unsend(run, later).await?;
+                    }
+                    self.comment_refused(run, Side::Defender, marker, failure).await?;
+                }
+            }
+        }
+        for (id, patch) in &hung.follow {
+            if let Some(reason) = self.still_ours(run).await? {
+                return Ok(Sent::Held(reason));
+            }
+            match run.route.defender.update_alert(id, patch).await {
+                Ok(()) => {
+                    let line = self.line(run, "alert", json!({"alert": id, "patch": patch}));
+                    self.save(run, None, &[line]).await?;
+                }
+                Err(failure) if failure.effect == Effect::None && failure.class == Class::Permanent => {
+                    let line = self.line(run, "refused", json!({"alert": id, "why": failure.message}));
+                    self.save(run, None, &[line]).await?;
+                }
+                Err(failure) => return self.broke_off(run, failure).await,
+            }
+        }
+        if !hung.follow_on {
+            run.state.hung.follow = None;
+        }
+        Ok(Sent::All(touched))
+    }
+
+    /// A comment that a side will never take is put aside by itself; everything else ends the run.
+    async fn comment_refused(
+        &self,
+        run: &mut Run<'_>,
+        side: Side,
+        id: &str,
+        failure: Failure,
+    ) -> Result<(), Failure> {
+        let certain = failure.effect == Effect::None;
+        if !(certain && failure.class == Class::Permanent && failure.code.starts_with("status-4")) {
+            if certain && side == Side::Defender {
+                run.state.hung.comments.refused_post(id);
+            }
+            return self.broke_off(run, failure).await.map(|_: Sent| ());
+        }
+        match side {
+            Side::Sentinel => run.state.hung.comments.parked_put(id, &failure.message),
+            Side::Defender => run.state.hung.comments.parked_post(id, &failure.message),
+        }
+        self.metrics.value_refused("comment");
+        tracing::warn!(link = %run.key, %side, why = failure.message, "a comment was refused and is put aside");
+        let detail = json!({
+            "side": side, "field": "comment", "reason": format!("{side} refused it: {}", failure.message),
+        });
+        let line = self.line(run, "field-parked", detail);
+        self.save(run, None, &[line]).await
+    }
+
+    /// Posts that were announced and not tried are not in doubt.
+    pub(crate) async fn unsend(
+        &self,
+        run: &mut Run<'_>,
+        markers: impl Iterator<Item = &str>,
+    ) -> Result<(), Failure> {
+        for marker in markers {
+            run.state.hung.comments.refused_post(marker);
+            run.dirty = true;
+        }
+        if run.dirty {
+            run.dirty = false;
+            self.save(run, None, &[]).await?;
+        }
+        Ok(())
+    }
+
+    /// Remembers what landed before the break.
+    async fn broke_off<T>(&self, run: &mut Run<'_>, failure: Failure) -> Result<T, Failure> {
+        self.save(run, None, &[]).await?;
+        Err(failure)
+    }
+
+    /// Immediately before each send: the operators' stops, and the fence.
+    pub(crate) async fn still_ours(&self, run: &Run<'_>) -> Result<Option<String>, Failure> {
+        if let Some(reason) = self.held(run.route).await? {
+            return Ok(Some(reason));
+        }
+        let now = self.clock.now();
+        match self.store.extend_fence(run.fence, now, now + FENCE_FOR).await.map_err(store_failure)? {
+            Held::Yes => Ok(None),
+            Held::No => Err(fence_lost()),
+        }
+    }
+}
+
+/// What alerts are to be told when the incident is.
+fn followed(patch: Option<&DefenderPatch>, policy: &Policy) -> Option<AlertPatch> {
+    let patch = patch?;
+    let resolving = patch.status == Some(DefenderStatus::Resolved);
+    match policy.follow {
+        Follow::Off => return None,
+        Follow::OnResolve if !resolving => return None,
+        Follow::OnResolve | Follow::Always => {}
+    }
+    let status = patch.status.as_ref().and_then(|status| match status {
+        DefenderStatus::Active => Some("new"),
+        DefenderStatus::InProgress => Some("inProgress"),
+        DefenderStatus::Resolved => Some("resolved"),
+        _ => None,
+    });
+    let follow = AlertPatch {
+        status: status.map(str::to_owned),
+        verdict: patch.verdict.clone(),
+        owner: patch.owner.clone(),
+    };
+    (follow != AlertPatch::default()).then_some(follow)
+}
+
+/// The rules for comments in this run: the loser of a merge gets none of its own any more.
+fn comment_policy(policy: &Policy, merged: bool) -> comments::CommentPolicy {
+    let mut rules = policy.comments.clone();
+    if policy.native_twin {
+        // The connector brings new comments itself; what it leaves behind is history.
+        rules.pair_equal = true;
+        rules.older_than = Some(time::Duration::minutes(15));
+    }
+    if merged {
+        (rules.to_sentinel, rules.to_defender) = (false, false);
+    }
+    rules
+}
+
+/// What an incident that was merged into another leaves it to read.
+pub(crate) struct History {
+    /// The incident.
+    pub(crate) incident_id: String,
+    /// Comments for the winner's twin, in order.
+    pub(crate) parts: Vec<String>,
+}
+
+impl History {
+    /// The comments of people on both sides of the loser, each once, as HTML.
+    pub(crate) fn of(
+        incident_id: &str,
+        defender: &[crate::domain::model::DefenderComment],
+        sentinel: &[crate::domain::model::SentinelComment],
+    ) -> Option<Self> {
+        let said = comments::analysts(defender, sentinel);
+        if said.is_empty() {
+            return None;
+        }
+        let head = format!(
+            "<p><b>Carried over from Defender incident {}, which was merged into this one</b></p>",
+            crate::domain::text::escape_html(incident_id)
+        );
+        let mut parts: Vec<String> = Vec::new();
+        for html in said {
+            match parts.last_mut() {
+                Some(last)
+                    if crate::domain::text::units(last) + crate::domain::text::units(&html)
+                        <= DIGEST_UNITS =>
+                {
+                    last.push_str(&html);
+                }
+                _ => parts.push(format!("{head}{html}")),
+            }
+        }
+        Some(Self { incident_id: incident_id.to_owned(), parts })
+    }
+}
