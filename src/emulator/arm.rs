@@ -8,6 +8,7 @@ use axum::extract::{Extension, State};
 use axum::http::{Method, Uri};
 use axum::response::Response;
 use percent_encoding::percent_decode_str;
+use serde_json::Value;
 
 use super::Shared;
 use super::http::{Ids, Service, Stale, answered, framed, json_body, options};
@@ -47,7 +48,25 @@ async fn serve(
     body: Bytes,
 ) -> Response {
     let answer = answer(&shared, &caller, stale, &method, &uri, &body);
-    answered(Service::Arm, answer, &ids)
+    answered(Service::Arm, answer.map(|(status, body)| (status, shown_under(&uri, body))), &ids)
+}
+
+/// Where a merged incident went is shown by preview versions only (sentinel.md 1).
+fn shown_under(uri: &Uri, mut body: Value) -> Value {
+    fn hide(value: &mut Value) {
+        match value {
+            Value::Array(list) => list.iter_mut().for_each(hide),
+            Value::Object(members) => {
+                members.retain(|name, _| name != "mergedIncidentNumber" && name != "mergedIncidentUrl");
+                members.values_mut().for_each(hide);
+            }
+            _ => {}
+        }
+    }
+    if !uri.query().unwrap_or_default().to_lowercase().contains("-preview") {
+        hide(&mut body);
+    }
+    body
 }
 
 fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &Uri, body: &Bytes) -> Answer {
@@ -100,7 +119,7 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
     let place = find(&world, subscription, group, workspace, caller)?;
     let body = match *method {
         Method::PUT => json_body(body)?,
-        _ => serde_json::Value::Null,
+        _ => Value::Null,
     };
     let World { workspaces, switches, .. } = &mut *world;
     let Some(workspace) = workspaces.get_mut(&place) else {

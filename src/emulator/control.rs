@@ -18,6 +18,7 @@ use super::Shared;
 use super::halves;
 use super::http::{body_of, options};
 use super::world::defender::{Tenant, person};
+use super::world::native::ENGINE;
 use super::world::sentinel::Workspace;
 use super::world::{Caller, Moment, World};
 
@@ -31,6 +32,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/incidents/{id}", delete(forget_incident))
         .route("/incidents/{id}/alerts", post(alerts))
         .route("/merge", post(merge))
+        .route("/native", post(connect).delete(disconnect))
+        .route("/native/flush", post(flush))
         .route("/tokens", post(tokens))
         .route("/playbooks", post(playbooks))
         .route("/faults", post(order_fault).delete(heal))
@@ -207,7 +210,7 @@ async fn merge(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Resp
         let tenant = tenant(&mut world, &shared, &uri)?;
         let engine = Caller {
             tenant_id: tenant.id.clone(),
-            app_id: "Microsoft Defender XDR".to_owned(),
+            app_id: ENGINE.to_owned(),
             object_id: String::new(),
             user: None,
         };
@@ -222,6 +225,50 @@ async fn merge(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Resp
     })();
     shared.send_news();
     told(outcome)
+}
+
+/// Microsoft's own connector: a tenant to a workspace of its own.
+async fn connect(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let workspace = text(&order, "workspace")?.trim_end_matches('/').to_lowercase();
+        let tenant_id = match order.get("tenantId") {
+            None => shared.hello.tenant_id.clone(),
+            Some(_) => guid(&order, "tenantId")?,
+        };
+        let mut world = shared.world();
+        if !world.workspaces.contains_key(&workspace) {
+            let why = format!("workspace: there is none with the id {workspace:?}");
+            return Err((StatusCode::NOT_FOUND, why));
+        }
+        world.connect_native(&workspace, &tenant_id).map_err(wrong)?;
+        Ok((StatusCode::CREATED, json!({"workspace": workspace, "tenantId": tenant_id})))
+    })();
+    shared.send_news();
+    told(outcome)
+}
+
+/// `workspace` stands in the body or in the query.
+async fn disconnect(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Response {
+    told((|| {
+        let named = options(uri.query()).into_iter().find(|(name, _)| name == "workspace");
+        let workspace = match named {
+            Some((_, value)) => value,
+            None => text(&read(&body)?, "workspace")?.to_owned(),
+        };
+        let workspace = workspace.trim_end_matches('/').to_lowercase();
+        match shared.world().disconnect_native(&workspace) {
+            true => Ok((StatusCode::NO_CONTENT, Value::Null)),
+            false => Err((StatusCode::NOT_FOUND, format!("workspace: {workspace:?} is not connected"))),
+        }
+    })())
+}
+
+async fn flush(State(shared): State<Arc<Shared>>) -> Response {
+    let now = shared.now();
+    shared.world().flush_native(now);
+    shared.send_news();
+    StatusCode::NO_CONTENT.into_response()
 }
 
 async fn tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
@@ -296,7 +343,7 @@ async fn switches(State(shared): State<Arc<Shared>>) -> Response {
 
 /// All or nothing: one unknown name changes none.
 async fn switch(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
-    told((|| {
+    let outcome = (|| {
         let order = read(&body)?;
         let members = order.as_object().ok_or_else(|| wrong("the body is an object of names and values"))?;
         let mut world = shared.world();
@@ -313,7 +360,9 @@ async fn switch(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         }
         world.switches = next;
         Ok((StatusCode::OK, world.switches.describe()))
-    })())
+    })();
+    shared.send_news();
+    told(outcome)
 }
 
 async fn calls(State(shared): State<Arc<Shared>>) -> Response {

@@ -144,6 +144,7 @@ pub(super) fn send(shared: &Arc<Shared>) {
     let mut playbooks: Vec<(Playbook, Uuid, String, Vec<u8>)> = Vec::new();
     {
         let mut world = shared.world();
+        world.settle_native(now);
         let list = shared.playbooks.list.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (key, workspace) in &mut world.workspaces {
             let touched = std::mem::take(&mut workspace.touched);

@@ -10,6 +10,7 @@ mod entra;
 mod faults;
 mod graph_reading;
 mod graph_writing;
+mod native;
 mod playbooks;
 mod receiver;
 mod schema;

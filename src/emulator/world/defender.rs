@@ -1,6 +1,8 @@
 //! One tenant's incidents and alerts, as Graph serves them (`graph.md` §4 to §9). Objects are kept as JSON, so that
 //! members which nobody here understands survive.
 
+mod engine;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -505,7 +507,7 @@ impl Tenant {
         if let Some(kept) = self.incidents.get_mut(source) {
             kept.now["status"] = json!("redirected");
             kept.now["redirectIncidentId"] = json!(target);
-            kept.now["lastModifiedBy"] = json!("Microsoft Defender XDR");
+            kept.now["lastModifiedBy"] = json!(super::native::ENGINE);
             if let Some(list) = kept.now[list].as_array_mut() {
                 list.push(json!("Redirected"));
             }

@@ -1,9 +1,11 @@
 //! The rules: what the services hold and how they answer, without HTTP, without a clock of their own. Every operation
 //! is told who calls and what time it is, so that a simulation can run years in a second.
 
+mod alerts;
 pub mod budget;
 pub mod defender;
 pub mod faults;
+pub mod native;
 pub mod sentinel;
 pub mod switches;
 
@@ -95,6 +97,8 @@ pub struct World {
     pub faults: faults::Faults,
     /// What callers have used up.
     pub budgets: budget::Budgets,
+    /// What Microsoft's own connector connects, by the workspace's key.
+    pub native: BTreeMap<String, native::Native>,
     /// People who were seen in tokens, so that they can be looked up by id.
     pub people: Vec<Person>,
 }
@@ -104,9 +108,10 @@ impl Default for World {
         Self {
             tenants: BTreeMap::new(),
             workspaces: BTreeMap::new(),
-            switches: Switches::new(&[SWITCHES, defender::SWITCHES, sentinel::SWITCHES]),
+            switches: Switches::new(&[SWITCHES, defender::SWITCHES, sentinel::SWITCHES, native::SWITCHES]),
             faults: faults::Faults::default(),
             budgets: budget::Budgets::default(),
+            native: BTreeMap::new(),
             people: Vec::new(),
         }
     }
@@ -120,6 +125,7 @@ impl World {
         json!({
             "tenants": Value::Object(tenants.collect()),
             "workspaces": Value::Object(workspaces.collect()),
+            "native": self.describe_native(),
             "faults": self.faults.left().iter().map(faults::Fault::describe).collect::<Vec<_>>(),
         })
     }

@@ -1,6 +1,8 @@
 //! One workspace's incidents with their comments, relations and tasks, as Microsoft Sentinel serves them through ARM
 //! (`sentinel.md` §1 to §12). The optimistic lock is the `etag` in the body.
 
+mod twins;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
@@ -8,7 +10,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use super::alerts::SecurityAlert;
 use super::defender::{format_instant, person};
+use super::native::ENGINE;
 use super::{Answer, Moment, Person, Refusal, Switch};
 use crate::domain::model::workspace_id;
 use crate::emulator::odata::{Filter, OrderBy};
@@ -69,7 +73,8 @@ pub const SWITCHES: &[Switch] = &[
     Switch {
         name: "defenderSwitch",
         values: &["off", "on"],
-        meaning: "whether the workspace is onboarded to the Defender portal: relations are refused (sentinel.md 18)",
+        meaning: "whether the workspace is onboarded to the Defender portal: relations to alerts are refused \
+                  (sentinel.md 9, 18)",
     },
     Switch {
         name: "createdProvider",
@@ -143,6 +148,8 @@ struct Kept {
     comments: BTreeMap<String, Value>,
     relations: BTreeMap<String, Value>,
     tasks: BTreeMap<String, Value>,
+    /// The name of the incident that it was merged into.
+    merged_into: Option<String>,
 }
 
 impl Kept {
@@ -174,6 +181,8 @@ pub struct Touched {
     pub alerts: Vec<Value>,
     /// The bookmarks that are related to it.
     pub bookmarks: Vec<Value>,
+    /// The entities that its alerts carry.
+    pub entities: Vec<Value>,
     /// What this change added: `alerts`, `labels`, `comments`, each a list.
     pub added: Value,
     /// Whether it was created by this change.
@@ -196,6 +205,7 @@ pub struct Workspace {
     /// The tenant it belongs to, in lower case.
     pub tenant_id: String,
     incidents: BTreeMap<String, Kept>,
+    alerts: BTreeMap<String, SecurityAlert>,
     counter: u64,
     writes: u64,
     last_stamp: Option<OffsetDateTime>,
@@ -230,6 +240,7 @@ impl Workspace {
             workspace_name: workspace_name.to_owned(),
             tenant_id: tenant_id.to_lowercase(),
             incidents: BTreeMap::new(),
+            alerts: BTreeMap::new(),
             counter: 0,
             writes: 0,
             last_stamp: None,
@@ -287,6 +298,7 @@ impl Workspace {
             "comments": of(Child::Comment),
             "relations": of(Child::Relation),
             "tasks": of(Child::Task),
+            "alerts": self.alerts.values().map(|alert| &alert.entity).collect::<Vec<_>>(),
         })
     }
 
@@ -364,14 +376,11 @@ impl Workspace {
         };
         next.insert("providerName".into(), provider);
         next.insert("providerIncidentId".into(), provider_id);
-        next.insert("relatedAnalyticRuleIds".into(), json!([]));
         let url = format!("https://portal.azure.com/#asset/Microsoft_Azure_Security_Insights/Incident{id}");
         next.insert("incidentUrl".into(), json!(url));
         let counted = existing.clone().unwrap_or_default();
-        let additional = self.additional(&counted, &next["providerName"], &next["providerIncidentId"]);
-        next.insert("additionalData".into(), additional);
         let name = existing.as_ref().and_then(|kept| kept.now["name"].as_str()).unwrap_or(name).to_owned();
-        let full = json!({
+        let now = json!({
             "id": id,
             "name": name,
             "etag": self.etag(moment),
@@ -379,9 +388,10 @@ impl Workspace {
             "properties": next,
         });
         let before = existing.map(|kept| kept.now);
-        self.incidents.insert(key(&name), Kept { now: full.clone(), before, ..counted });
-        self.tell(&name, created, None, moment);
-        Ok((if created { 201 } else { 200 }, shown(&full, moment)))
+        self.incidents.insert(key(&name), Kept { now, before, ..counted });
+        self.count(&name);
+        self.tell(&name, created, &[], moment);
+        Ok((if created { 201 } else { 200 }, shown(&self.kept(&name)?.now, moment)))
     }
 
     /// `DELETE /incidents/{name}`
@@ -399,22 +409,8 @@ impl Workspace {
     fn fill_owner(&mut self, next: &mut Map<String, Value>) {
         let Some(Value::Object(owner)) = next.get_mut("owner") else { return };
         let text = |name: &str| owner.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-        let (id, upn) = (text("objectId"), text("userPrincipalName").or(text("email")));
-        let named = match (id, upn) {
-            (Some(id), upn) => {
-                let met = self.people.iter().find(|met| met.object_id.eq_ignore_ascii_case(id)).cloned();
-                met.unwrap_or_else(|| {
-                    // An id alone is somebody whom only the directory knows.
-                    let made =
-                        format!("user-{}@contoso.com", id.chars().take(8).collect::<String>().to_lowercase());
-                    Person { object_id: id.to_owned(), ..person(&self.tenant_id, upn.unwrap_or(&made)) }
-                })
-            }
-            (None, Some(upn)) => {
-                let met = self.people.iter().find(|met| met.upn.eq_ignore_ascii_case(upn)).cloned();
-                met.unwrap_or_else(|| person(&self.tenant_id, upn))
-            }
-            (None, None) => return,
+        let Some(named) = self.named(text("objectId"), text("userPrincipalName").or(text("email"))) else {
+            return;
         };
         self.meet(&named);
         let Person { object_id, upn, display_name } = named;
@@ -433,7 +429,28 @@ impl Workspace {
         }
     }
 
-    fn tell(&mut self, name: &str, created: bool, child: Option<(Child, &Value)>, moment: &Moment<'_>) {
+    /// Whom the directory knows by this id, or by this principal name.
+    fn named(&self, id: Option<&str>, upn: Option<&str>) -> Option<Person> {
+        let named = match (id, upn) {
+            (Some(id), upn) => {
+                let met = self.people.iter().find(|met| met.object_id.eq_ignore_ascii_case(id)).cloned();
+                met.unwrap_or_else(|| {
+                    // An id alone is somebody whom only the directory knows.
+                    let made =
+                        format!("user-{}@contoso.com", id.chars().take(8).collect::<String>().to_lowercase());
+                    Person { object_id: id.to_owned(), ..person(&self.tenant_id, upn.unwrap_or(&made)) }
+                })
+            }
+            (None, Some(upn)) => {
+                let met = self.people.iter().find(|met| met.upn.eq_ignore_ascii_case(upn)).cloned();
+                met.unwrap_or_else(|| person(&self.tenant_id, upn))
+            }
+            (None, None) => return None,
+        };
+        Some(named)
+    }
+
+    fn tell(&mut self, name: &str, created: bool, added: &[(Child, &Value)], moment: &Moment<'_>) {
         let Some(kept) = self.incidents.get(&key(name)) else { return };
         let (by, by_user) = match &moment.caller.user {
             Some(person) => (person.display_name.clone(), true),
@@ -446,21 +463,24 @@ impl Workspace {
             .into_iter()
             .filter(|label| !known.iter().any(|old| old["labelName"] == label["labelName"]))
             .collect();
-        let (alerts, bookmarks) = (alerts(kept), bookmarks(kept));
+        let (alerts, bookmarks, entities) = (self.alerts(kept), bookmarks(kept), self.entities(kept));
         let (mut new_alerts, mut new_comments) = (Vec::new(), Vec::new());
-        match child {
-            Some((Child::Comment, comment)) => new_comments.push(comment.clone()),
-            Some((Child::Relation, relation)) => {
-                let related = &relation["properties"]["relatedResourceName"];
-                new_alerts.extend(alerts.iter().filter(|alert| alert["name"] == *related).cloned());
+        for (child, value) in added {
+            match child {
+                Child::Comment => new_comments.push((*value).clone()),
+                Child::Relation => {
+                    let related = &value["properties"]["relatedResourceName"];
+                    new_alerts.extend(alerts.iter().filter(|alert| alert["name"] == *related).cloned());
+                }
+                Child::Task => {}
             }
-            Some((Child::Task, _)) | None => {}
         }
         let touched = Touched {
             incident: kept.now.clone(),
             comments: ordered(&kept.comments),
             alerts,
             bookmarks,
+            entities,
             added: json!({"alerts": new_alerts, "labels": new_labels, "comments": new_comments}),
             created,
             by,
@@ -469,7 +489,9 @@ impl Workspace {
         self.touched.push(touched);
     }
 
-    fn additional(&self, kept: &Kept, provider: &Value, provider_id: &Value) -> Value {
+    /// Fills the members that follow from what hangs on an incident.
+    fn count(&mut self, name: &str) {
+        let Some(kept) = self.incidents.get(&key(name)) else { return };
         let mut additional = json!({
             "alertsCount": related(kept, "entities").count(),
             "bookmarksCount": related(kept, "bookmarks").count(),
@@ -478,26 +500,79 @@ impl Workspace {
             "tactics": [],
             "techniques": [],
         });
-        if *provider == "Microsoft XDR" {
-            let id = provider_id.as_str().unwrap_or_default();
+        let mut rules = Vec::new();
+        for alert in self.known_alerts(kept) {
+            let properties = &alert.entity["properties"];
+            add(&mut additional["alertProductNames"], &properties["productName"]);
+            for name in ["tactics", "techniques"] {
+                for one in properties[name].as_array().into_iter().flatten() {
+                    add(&mut additional[name], one);
+                }
+            }
+            if let Some(rule) = alert.rule.as_ref().filter(|rule| !rules.contains(*rule)) {
+                rules.push(rule.clone());
+            }
+        }
+        let properties = &kept.now["properties"];
+        if properties["providerName"] == "Microsoft XDR" {
+            let id = properties["providerIncidentId"].as_str().unwrap_or_default();
             let url =
                 format!("https://security.microsoft.com/incident2/{id}/overview?tid={}", self.tenant_id);
             additional["providerIncidentUrl"] = json!(url);
         }
-        additional
+        // What the preview versions alone show; see `shown_under` of the listener.
+        let target = kept.merged_into.as_ref().and_then(|name| self.incidents.get(&key(name)));
+        if let Some(target) = target {
+            let properties = &target.now["properties"];
+            additional["mergedIncidentNumber"] = json!(properties["incidentNumber"].to_string());
+            additional["mergedIncidentUrl"] = properties["incidentUrl"].clone();
+        }
+        let Some(kept) = self.incidents.get_mut(&key(name)) else { return };
+        kept.now["properties"]["additionalData"] = additional;
+        kept.now["properties"]["relatedAnalyticRuleIds"] = json!(rules);
+    }
+
+    /// The alerts of an incident of which more than the name is known.
+    fn known_alerts(&self, kept: &Kept) -> Vec<&SecurityAlert> {
+        let named = related(kept, "entities").map(|properties| {
+            self.alerts.get(&key(properties["relatedResourceName"].as_str().unwrap_or_default()))
+        });
+        named.flatten().collect()
+    }
+
+    fn alerts(&self, kept: &Kept) -> Vec<Value> {
+        let alert = |properties: &Value| {
+            let name = properties["relatedResourceName"].as_str().unwrap_or_default();
+            if let Some(known) = self.alerts.get(&key(name)) {
+                return known.entity.clone();
+            }
+            json!({
+                "id": properties["relatedResourceId"], "name": name,
+                "type": "Microsoft.SecurityInsights/Entities", "kind": "SecurityAlert",
+                "properties": {"systemAlertId": name, "friendlyName": name, "alertDisplayName": name},
+            })
+        };
+        related(kept, "entities").map(alert).collect()
+    }
+
+    fn entities(&self, kept: &Kept) -> Vec<Value> {
+        let mut entities: Vec<Value> = Vec::new();
+        for entity in self.known_alerts(kept).into_iter().flat_map(|alert| &alert.entities) {
+            if !entities.iter().any(|known| known["name"] == entity["name"]) {
+                entities.push(entity.clone());
+            }
+        }
+        entities
     }
 
     /// An incident changed in what hangs on it.
     fn bump(&mut self, name: &str, tag: bool, time: bool, moment: &Moment<'_>) {
         let etag = self.etag(moment);
         let stamp = self.stamp(moment.now);
-        let Some(kept) = self.incidents.get(&key(name)) else { return };
-        let properties = &kept.now["properties"];
-        let additional =
-            self.additional(kept, &properties["providerName"], &properties["providerIncidentId"]);
         let Some(kept) = self.incidents.get_mut(&key(name)) else { return };
         kept.before = Some(kept.now.clone());
-        kept.now["properties"]["additionalData"] = additional;
+        self.count(name);
+        let Some(kept) = self.incidents.get_mut(&key(name)) else { return };
         if tag {
             kept.now["etag"] = json!(etag);
         }
@@ -581,19 +656,26 @@ impl Workspace {
         self.child_changed(name, child, moment);
         // Tasks are not among what automation rules see (sentinel.md 16.1).
         if child != Child::Task {
-            self.tell(name, false, Some((child, &value)), moment);
+            self.tell(name, false, &[(child, &value)], moment);
         }
         Ok((status, value))
     }
 
     /// `DELETE /incidents/{name}/{children}/{id}`
     pub fn delete_child(&mut self, name: &str, child: Child, id: &str, moment: &Moment<'_>) -> Answer {
-        self.kept(name)?;
-        if child == Child::Relation && moment.switches.is("defenderSwitch", "on") {
-            return Err(bad(
-                "Failed to delete relation. Microsoft Defender XDR alerts cannot be removed from Microsoft Defender XDR \
-                 incidents.",
-            ));
+        let kept = self.kept(name)?;
+        let properties = kept.relations.get(&key(id)).map(|relation| &relation["properties"]);
+        if let Some(properties) = properties.filter(|_| child == Child::Relation) {
+            let of_alert = properties["relatedResourceKind"] == "SecurityAlert";
+            let related = key(properties["relatedResourceName"].as_str().unwrap_or_default());
+            let defenders = kept.now["properties"]["providerName"] == "Microsoft XDR"
+                && self.alerts.get(&related).is_some_and(|alert| alert.from_defender);
+            if of_alert && (defenders || moment.switches.is("defenderSwitch", "on")) {
+                return Err(bad(
+                    "Failed to delete relation. Microsoft Defender XDR alerts cannot be removed from Microsoft Defender \
+                     XDR incidents.",
+                ));
+            }
         }
         let gone =
             self.incidents.get_mut(&key(name)).and_then(|kept| kept.children_mut(child).remove(&key(id)));
@@ -638,12 +720,6 @@ impl Workspace {
         if !(3..=63).contains(&id.len()) || !id.chars().all(allowed) {
             return Err(bad(format!("The relation name '{id}' does not match ^[a-zA-Z0-9-]{{3,63}}$.")));
         }
-        if moment.switches.is("defenderSwitch", "on") {
-            return Err(bad(
-                "Failed to create relation. Microsoft Defender XDR alerts cannot be added to Microsoft Defender XDR \
-                 incidents.",
-            ));
-        }
         let Some(target) = given["relatedResourceId"].as_str().filter(|text| !text.is_empty()) else {
             return Err(bad("Failed to create relation. 'relatedResourceId' is required."));
         };
@@ -665,6 +741,15 @@ impl Workspace {
                 )));
             }
         };
+        let alert = self.alerts.get(&key(related_name));
+        let defenders = kept.now["properties"]["providerName"] == "Microsoft XDR"
+            && alert.is_some_and(|alert| alert.from_defender);
+        if kind == "entities" && (defenders || moment.switches.is("defenderSwitch", "on")) {
+            return Err(bad(
+                "Failed to create relation. Microsoft Defender XDR alerts cannot be added to Microsoft Defender XDR \
+                 incidents.",
+            ));
+        }
         let same = |value: &Value| {
             value["properties"]["relatedResourceId"]
                 .as_str()
@@ -719,10 +804,20 @@ impl Workspace {
         Ok((
             200,
             match what {
-                "alerts" => json!({"value": alerts(kept)}),
+                "alerts" => json!({"value": self.alerts(kept)}),
                 "bookmarks" => json!({"value": bookmarks(kept)}),
-                // Entities come with alerts that carry them, and alerts made here carry none.
-                _ => json!({"entities": [], "metaData": []}),
+                _ => {
+                    let entities = self.entities(kept);
+                    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+                    for entity in &entities {
+                        *counts.entry(entity["kind"].as_str().unwrap_or_default()).or_default() += 1;
+                    }
+                    let counts: Vec<Value> = counts
+                        .iter()
+                        .map(|(kind, count)| json!({"entityKind": kind, "count": count}))
+                        .collect();
+                    json!({"entities": entities, "metaData": counts})
+                }
             },
         ))
     }
@@ -735,16 +830,14 @@ fn related<'k>(kept: &'k Kept, kind: &'k str) -> impl Iterator<Item = &'k Value>
     })
 }
 
-fn alerts(kept: &Kept) -> Vec<Value> {
-    let alert = |properties: &Value| {
-        let name = &properties["relatedResourceName"];
-        json!({
-            "id": properties["relatedResourceId"], "name": name, "type": "Microsoft.SecurityInsights/Entities",
-            "kind": "SecurityAlert",
-            "properties": {"systemAlertId": name, "friendlyName": name, "alertDisplayName": name},
-        })
-    };
-    related(kept, "entities").map(alert).collect()
+/// Adds to a list what is not in it.
+fn add(list: &mut Value, one: &Value) {
+    if let Some(list) = list.as_array_mut()
+        && !one.is_null()
+        && !list.contains(one)
+    {
+        list.push(one.clone());
+    }
 }
 
 fn bookmarks(kept: &Kept) -> Vec<Value> {
@@ -1061,12 +1154,12 @@ fn read_token(token: &str) -> Option<Value> {
 
 /// The body that an automation rule's playbook posts (`sentinel.md` §16.1).
 pub fn playbook_body(workspace: &Workspace, touched: &Touched, event_id: &Uuid) -> Value {
-    let Touched { incident, comments, alerts, bookmarks, added, created, by, by_user } = touched;
+    let Touched { incident, comments, alerts, bookmarks, entities, added, created, by, by_user } = touched;
     let mut object = incident.clone();
     if let Some(properties) = object["properties"].as_object_mut() {
         properties.insert("alerts".into(), json!(alerts));
         properties.insert("bookmarks".into(), json!(bookmarks));
-        properties.insert("relatedEntities".into(), json!([]));
+        properties.insert("relatedEntities".into(), json!(entities));
         properties.insert("comments".into(), json!(comments));
         properties.entry("description").or_insert(json!(""));
         // Nobody is an object of nulls here, whatever the answers of the API have (sentinel.md 6).
@@ -1087,8 +1180,13 @@ pub fn playbook_body(workspace: &Workspace, touched: &Touched, event_id: &Uuid) 
         "object": object,
     });
     if !created {
+        let source = match by_user {
+            true => "User",
+            false if by == ENGINE => "Microsoft 365 Defender",
+            false => "Application",
+        };
         body["incidentUpdates"] = json!({
-            "updatedBy": {"source": if *by_user { "User" } else { "Application" }, "name": by},
+            "updatedBy": {"source": source, "name": by},
             "updatedTime": incident["properties"]["lastModifiedTimeUtc"],
             "alerts": added["alerts"],
             "labels": added["labels"],
