@@ -31,7 +31,11 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/incidents", post(incidents))
         .route("/incidents/{id}", delete(forget_incident))
         .route("/incidents/{id}/alerts", post(alerts))
+        .route("/incidents/{id}/engine", post(engine_edit))
+        .route("/incidents/{id}/comments", post(comment))
+        .route("/alerts/{id}/move", post(move_alert))
         .route("/merge", post(merge))
+        .route("/unmerge", post(unmerge))
         .route("/native", post(connect).delete(disconnect))
         .route("/native/flush", post(flush))
         .route("/tokens", post(tokens))
@@ -200,6 +204,107 @@ async fn alerts(
     told(outcome)
 }
 
+/// The correlation engine as a caller.
+fn engine(tenant: &Tenant) -> Caller {
+    Caller { tenant_id: tenant.id.clone(), app_id: ENGINE.to_owned(), object_id: String::new(), user: None }
+}
+
+fn unknown(what: &str, id: &str) -> (StatusCode, String) {
+    (StatusCode::NOT_FOUND, format!("there is no {what} {id:?}"))
+}
+
+async fn engine_edit(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let now = shared.now();
+        let mut world = shared.world();
+        let tenant = tenant(&mut world, &shared, &uri)?;
+        if !tenant.has_incident(&id) {
+            return Err(unknown("incident", &id));
+        }
+        tenant.engine_edit(&id, &order, now).map_err(wrong)?;
+        Ok((StatusCode::OK, json!({"id": id})))
+    })();
+    shared.send_news();
+    told(outcome)
+}
+
+/// A comment as somebody leaves it in the portal.
+async fn comment(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let (said, by) = (text(&order, "comment")?, text(&order, "by")?);
+        let now = shared.now();
+        let mut world = shared.world();
+        let switches = world.switches.clone();
+        let tenant = tenant(&mut world, &shared, &uri)?;
+        if !tenant.has_incident(&id) {
+            return Err(unknown("incident", &id));
+        }
+        let engine = engine(tenant);
+        let moment = Moment { now, caller: &engine, switches: &switches };
+        tenant.say(&id, said, by, &moment).map_err(wrong)?;
+        Ok((StatusCode::CREATED, json!({"id": id})))
+    })();
+    shared.send_news();
+    told(outcome)
+}
+
+async fn move_alert(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    uri: Uri,
+    body: Bytes,
+) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let incident = text(&order, "incident")?;
+        let now = shared.now();
+        let mut world = shared.world();
+        let switches = world.switches.clone();
+        let tenant = tenant(&mut world, &shared, &uri)?;
+        if !tenant.has_alert(&id) {
+            return Err(unknown("alert", &id));
+        }
+        if !tenant.has_incident(incident) {
+            return Err(unknown("incident", incident));
+        }
+        let engine = engine(tenant);
+        let moment = Moment { now, caller: &engine, switches: &switches };
+        tenant.move_alert(&id, incident, &moment).map_err(wrong)?;
+        Ok((StatusCode::OK, json!({"id": id, "incident": incident})))
+    })();
+    shared.send_news();
+    told(outcome)
+}
+
+async fn unmerge(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let source = text(&order, "source")?;
+        let now = shared.now();
+        let mut world = shared.world();
+        let tenant = tenant(&mut world, &shared, &uri)?;
+        if !tenant.has_incident(source) {
+            return Err(unknown("incident", source));
+        }
+        tenant.unmerge(source, now).map_err(wrong)?;
+        Ok((StatusCode::OK, json!({"source": source})))
+    })();
+    shared.send_news();
+    told(outcome)
+}
+
 async fn merge(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Response {
     let outcome = (|| {
         let order = read(&body)?;
@@ -208,12 +313,7 @@ async fn merge(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Resp
         let mut world = shared.world();
         let switches = world.switches.clone();
         let tenant = tenant(&mut world, &shared, &uri)?;
-        let engine = Caller {
-            tenant_id: tenant.id.clone(),
-            app_id: ENGINE.to_owned(),
-            object_id: String::new(),
-            user: None,
-        };
+        let engine = engine(tenant);
         for (name, id) in [("source", source), ("target", target)] {
             if !tenant.has_incident(id) {
                 return Err((StatusCode::NOT_FOUND, format!("{name}: there is no incident {id:?}")));

@@ -6,6 +6,7 @@
 mod arm;
 mod control;
 mod desk;
+mod engine;
 mod entra;
 mod faults;
 mod graph_reading;

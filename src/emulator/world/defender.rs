@@ -494,6 +494,7 @@ impl Tenant {
         let stamp = self.stamp(moment.now, false);
         let tags: Vec<Value> =
             self.incidents[source].now["customTags"].as_array().cloned().unwrap_or_default();
+        let tags: Vec<Value> = tags.into_iter().filter(|tag| tag != "Redirected").collect();
         for kept in self.alerts.values_mut().filter(|kept| kept.now["incidentId"] == source) {
             kept.before = Some(kept.now.clone());
             kept.now["incidentId"] = json!(target);
@@ -508,7 +509,9 @@ impl Tenant {
             kept.now["status"] = json!("redirected");
             kept.now["redirectIncidentId"] = json!(target);
             kept.now["lastModifiedBy"] = json!(super::native::ENGINE);
-            if let Some(list) = kept.now[list].as_array_mut() {
+            if let Some(list) = kept.now[list].as_array_mut()
+                && !list.contains(&json!("Redirected"))
+            {
                 list.push(json!("Redirected"));
             }
         }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::alerts::{SecurityAlert, from_defender};
-use super::defender::{Query, Tenant, person};
+use super::defender::{Tenant, person};
 use super::sentinel::Workspace;
 use super::{Caller, Moment, Person, Switch, Switches, World};
 
@@ -293,12 +293,9 @@ impl Pair {
             }
             let author = &comment["properties"]["author"];
             let by = [&author["name"], &author["userPrincipalName"]].into_iter().find_map(Value::as_str);
-            let speaker =
-                Caller { user: Some(speaker(by.unwrap_or(FROM_SENTINEL))), ..moment.caller.clone() };
-            let body = json!({"comment": comment["properties"]["message"]});
             // What Defender refuses is lost: the connector does not say so either.
-            let _ =
-                tenant.comment(false, id, &body, &Query::default(), &Moment { caller: &speaker, ..*moment });
+            let message = text(&comment["properties"]["message"]);
+            let _ = tenant.say(id, &message, by.unwrap_or(FROM_SENTINEL), moment);
         }
         let said = tenant.incident(id).and_then(|incident| incident["comments"].as_array().map(Vec::len));
         self.comments = said.unwrap_or(0);
@@ -306,7 +303,7 @@ impl Pair {
 }
 
 /// Somebody of whom only a name is known.
-fn speaker(name: &str) -> Person {
+pub(super) fn speaker(name: &str) -> Person {
     person("", name)
 }
 
