@@ -17,10 +17,10 @@ use uuid::Uuid;
 use super::Shared;
 use super::halves;
 use super::http::{body_of, options};
-use super::world::defender::{Tenant, person};
+use super::world::defender::Tenant;
 use super::world::native::ENGINE;
 use super::world::sentinel::Workspace;
-use super::world::{Caller, Moment, World};
+use super::world::{Caller, Moment, Person, World};
 
 type Outcome = Result<(StatusCode, Value), (StatusCode, String)>;
 
@@ -38,6 +38,9 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/unmerge", post(unmerge))
         .route("/native", post(connect).delete(disconnect))
         .route("/native/flush", post(flush))
+        .route("/people", post(people))
+        .route("/people/{upn}", delete(forget_person))
+        .route("/groups", post(groups))
         .route("/tokens", post(tokens))
         .route("/playbooks", post(playbooks))
         .route("/faults", post(order_fault).delete(heal))
@@ -371,6 +374,84 @@ async fn flush(State(shared): State<Arc<Shared>>) -> Response {
     StatusCode::NO_CONTENT.into_response()
 }
 
+/// The tenant that an order names in its body or its query, by default the first.
+fn tenant_of(
+    shared: &Shared,
+    world: &mut World,
+    order: &Value,
+    uri: &Uri,
+) -> Result<String, (StatusCode, String)> {
+    match order.get("tenantId") {
+        None => tenant(world, shared, uri).map(|tenant| tenant.id.clone()),
+        Some(_) => {
+            let id = guid(order, "tenantId")?;
+            match world.tenants.contains_key(&id) {
+                true => Ok(id),
+                false => Err(unknown("tenant", &id)),
+            }
+        }
+    }
+}
+
+fn optional(order: &Value, name: &str) -> Result<Option<String>, (StatusCode, String)> {
+    match order.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) => text(order, name).map(|text| Some(text.to_owned())),
+    }
+}
+
+async fn people(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Response {
+    told((|| {
+        let order = read(&body)?;
+        let upn = text(&order, "upn")?;
+        let mut world = shared.world();
+        let tenant = tenant_of(&shared, &mut world, &order, &uri)?;
+        let mut person: Person = super::world::defender::person(&tenant, upn);
+        if order.get("objectId").is_some() {
+            person.object_id = guid(&order, "objectId")?;
+        }
+        if let Some(name) = optional(&order, "displayName")? {
+            person.display_name = name;
+        }
+        let mail = match order.get("mail") {
+            None => Some(upn.to_owned()),
+            Some(_) => optional(&order, "mail")?,
+        };
+        for workspace in world.workspaces.values_mut().filter(|workspace| workspace.tenant_id == tenant) {
+            workspace.introduce(&person);
+        }
+        world.directory.post_person(&tenant, person.clone(), mail);
+        Ok((StatusCode::CREATED, json!({"tenantId": tenant, "upn": upn, "objectId": person.object_id})))
+    })())
+}
+
+async fn forget_person(State(shared): State<Arc<Shared>>, Path(upn): Path<String>, uri: Uri) -> Response {
+    told((|| {
+        let mut world = shared.world();
+        let tenant = tenant(&mut world, &shared, &uri)?.id.clone();
+        let gone = world.directory.remove_person(&tenant, &upn);
+        for workspace in world.workspaces.values_mut().filter(|workspace| workspace.tenant_id == tenant) {
+            workspace.part_with(&gone);
+        }
+        Ok((StatusCode::NO_CONTENT, Value::Null))
+    })())
+}
+
+async fn groups(State(shared): State<Arc<Shared>>, uri: Uri, body: Bytes) -> Response {
+    told((|| {
+        let order = read(&body)?;
+        let id = match order.get("id") {
+            None | Some(Value::Null) => None,
+            Some(_) => Some(guid(&order, "id")?),
+        };
+        let (name, mail) = (text(&order, "displayName")?, optional(&order, "mail")?);
+        let mut world = shared.world();
+        let tenant = tenant_of(&shared, &mut world, &order, &uri)?;
+        let id = world.directory.post_group(&tenant, id, name, mail);
+        Ok((StatusCode::CREATED, json!({"tenantId": tenant, "id": id})))
+    })())
+}
+
 async fn tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     told((|| {
         let order = read(&body)?;
@@ -391,9 +472,9 @@ async fn tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         };
         let user = match order.get("user") {
             None | Some(Value::Null) => None,
-            Some(_) => Some(person(&tenant_id, text(&order, "user")?)),
+            Some(_) => Some(text(&order, "user")?),
         };
-        let app = match (&user, order.get("clientId")) {
+        let app = match (user, order.get("clientId")) {
             (Some(_), None) => "00000000-0000-4000-8000-000000000b0b",
             (None, None) => return Err(wrong("user or clientId is missing: who the token is for")),
             (_, Some(_)) => text(&order, "clientId")?,
@@ -403,10 +484,9 @@ async fn tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             let why = format!("tenantId: there is no tenant {tenant_id:?}; POST /tenants makes one");
             return Err((StatusCode::NOT_FOUND, why));
         }
-        if let Some(user) = &user
-            && !world.people.contains(user)
-        {
-            world.people.push(user.clone());
+        let user = user.map(|upn| world.directory.person(&tenant_id, upn));
+        if let Some(user) = &user {
+            world.directory.meet(&tenant_id, user);
         }
         drop(world);
         let token = shared.signer.token(&tenant_id, app, user.as_ref(), audience, life, shared.now());

@@ -23,7 +23,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::http::{Service, framed, options};
-use super::world::defender::person;
+
 use super::world::{Caller, Person};
 use super::{SECRET, Shared};
 
@@ -140,7 +140,11 @@ impl Signer {
         if !audiences.iter().any(|known| known.trim_end_matches('/').eq_ignore_ascii_case(audience)) {
             return Err("audience");
         }
-        let user = claims.upn.map(|upn| person(&claims.tid, &upn));
+        let user = claims.upn.map(|upn| Person {
+            object_id: claims.oid.clone(),
+            display_name: claims.name.unwrap_or_else(|| upn.clone()),
+            upn,
+        });
         Ok(Caller { tenant_id: claims.tid, app_id: claims.appid, object_id: claims.oid, user })
     }
 }

@@ -14,7 +14,8 @@ use super::Shared;
 use super::http::{Ids, Service, Stale, answered, framed, json_body, options, refused};
 use super::notify;
 use super::world::defender::{Query, Tenant};
-use super::world::{Answer, Caller, Moment, Person, Refusal};
+use super::world::directory::Directory;
+use super::world::{Answer, Caller, Moment, Refusal};
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     let router = Router::new()
@@ -26,6 +27,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1.0/security/alerts_v2/{id}", get(alert).patch(patch_alert))
         .route("/v1.0/security/alerts_v2/{id}/comments", post(comment_alert))
         .route("/v1.0/users/{id}", get(user))
+        .route("/v1.0/groups/{id}", get(group))
         .route("/v1.0/subscriptions", get(subscriptions).post(subscribe))
         .route("/v1.0/subscriptions/{id}", get(subscription).patch(renew).delete(unsubscribe))
         .route("/v1.0/subscriptions/{id}/reauthorize", post(reauthorize))
@@ -71,14 +73,14 @@ impl Asked {
     /// Runs an operation on the caller's tenant.
     fn answer(
         &self,
-        operation: impl FnOnce(&mut Tenant, &mut Vec<Person>, &Query, &Moment<'_>) -> Answer,
+        operation: impl FnOnce(&mut Tenant, &mut Directory, &Query, &Moment<'_>) -> Answer,
     ) -> Response {
         let now = self.shared.now();
         let mut world = self.shared.world();
-        let super::world::World { tenants, switches, people, .. } = &mut *world;
+        let super::world::World { tenants, switches, directory, .. } = &mut *world;
         let moment = Moment { now, caller: &self.caller, switches };
         let answer = match tenants.get_mut(&self.caller.tenant_id) {
-            Some(tenant) => operation(tenant, people, &self.query, &moment),
+            Some(tenant) => operation(tenant, directory, &self.query, &moment),
             None => {
                 Err(Refusal::new(401, "InvalidAuthenticationToken", "The tenant of the token is unknown."))
             }
@@ -155,7 +157,11 @@ async fn comment_alert(asked: Asked, Path(id): Path<String>, body: Bytes) -> Res
 }
 
 async fn user(asked: Asked, Path(id): Path<String>) -> Response {
-    asked.answer(|tenant, people, query, _| tenant.user(&id, people, query))
+    asked.answer(|_, directory, query, moment| directory.user(&id, query, moment))
+}
+
+async fn group(asked: Asked, Path(id): Path<String>) -> Response {
+    asked.answer(|_, directory, query, moment| directory.group(&id, query, moment))
 }
 
 async fn subscriptions(asked: Asked) -> Response {

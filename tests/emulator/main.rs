@@ -6,6 +6,7 @@
 mod arm;
 mod control;
 mod desk;
+mod directory;
 mod engine;
 mod entra;
 mod faults;

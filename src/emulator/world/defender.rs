@@ -832,35 +832,6 @@ impl Tenant {
         Ok((200, json!({"@odata.context": context, "value": comments})))
     }
 
-    // ---- users ---------------------------------------------------------------------------------------------------
-
-    /// `GET /users/{id or user principal name}`: everybody with an `@` exists; ids are those of people who were seen,
-    /// in a token or here.
-    pub fn user(&self, id: &str, seen: &mut Vec<Person>, query: &Query) -> Answer {
-        let by_id = seen.iter().find(|person| person.object_id.eq_ignore_ascii_case(id)).cloned();
-        let found = by_id.or_else(|| id.contains('@').then(|| person(&self.id, id)));
-        if let Some(found) = &found
-            && !seen.contains(found)
-        {
-            seen.push(found.clone());
-        }
-        let Some(Person { object_id, upn, display_name }) = found else {
-            let message = format!(
-                "Resource '{id}' does not exist or one of its queried reference-property objects are not present."
-            );
-            return Err(Refusal::new(404, "Request_ResourceNotFound", message));
-        };
-        Ok((
-            200,
-            json!({
-                "@odata.context": format!("{}/v1.0/$metadata#users/$entity", query.base),
-                "id": object_id, "userPrincipalName": upn, "displayName": display_name, "mail": upn,
-                "businessPhones": [], "givenName": null, "jobTitle": null, "mobilePhone": null,
-                "officeLocation": null, "preferredLanguage": null, "surname": null,
-            }),
-        ))
-    }
-
     // ---- subscriptions -------------------------------------------------------------------------------------------
 
     /// Checks an order for a subscription and completes it. It counts only after both URLs proved themselves: then

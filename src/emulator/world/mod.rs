@@ -4,6 +4,7 @@
 mod alerts;
 pub mod budget;
 pub mod defender;
+pub mod directory;
 pub mod faults;
 pub mod native;
 pub mod sentinel;
@@ -99,8 +100,8 @@ pub struct World {
     pub budgets: budget::Budgets,
     /// What Microsoft's own connector connects, by the workspace's key.
     pub native: BTreeMap<String, native::Native>,
-    /// People who were seen in tokens, so that they can be looked up by id.
-    pub people: Vec<Person>,
+    /// The people and groups of all tenants.
+    pub directory: directory::Directory,
 }
 
 impl Default for World {
@@ -108,11 +109,17 @@ impl Default for World {
         Self {
             tenants: BTreeMap::new(),
             workspaces: BTreeMap::new(),
-            switches: Switches::new(&[SWITCHES, defender::SWITCHES, sentinel::SWITCHES, native::SWITCHES]),
+            switches: Switches::new(&[
+                SWITCHES,
+                defender::SWITCHES,
+                sentinel::SWITCHES,
+                native::SWITCHES,
+                directory::SWITCHES,
+            ]),
             faults: faults::Faults::default(),
             budgets: budget::Budgets::default(),
             native: BTreeMap::new(),
-            people: Vec::new(),
+            directory: directory::Directory::default(),
         }
     }
 }
@@ -126,6 +133,7 @@ impl World {
             "tenants": Value::Object(tenants.collect()),
             "workspaces": Value::Object(workspaces.collect()),
             "native": self.describe_native(),
+            "directory": self.directory.describe(),
             "faults": self.faults.left().iter().map(faults::Fault::describe).collect::<Vec<_>>(),
         })
     }

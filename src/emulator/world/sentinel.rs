@@ -399,6 +399,20 @@ impl Workspace {
         Ok((if self.incidents.remove(&key(name)).is_some() { 200 } else { 204 }, Value::Null))
     }
 
+    /// Whoever has this name or this id from now on.
+    pub fn introduce(&mut self, person: &Person) {
+        self.part_with(person);
+        self.people.push(person.clone());
+    }
+
+    /// Somebody whom the directory does not know any more.
+    pub fn part_with(&mut self, person: &Person) {
+        self.people.retain(|met| {
+            !met.upn.eq_ignore_ascii_case(&person.upn)
+                && !met.object_id.eq_ignore_ascii_case(&person.object_id)
+        });
+    }
+
     fn meet(&mut self, person: &Person) {
         if !self.people.contains(person) {
             self.people.push(person.clone());
