@@ -107,7 +107,7 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
         _,
         "providers",
         "microsoft.securityinsights",
-        "incidents",
+        collection @ ("incidents" | "bookmarks"),
         rest @ ..,
     ] = lower.as_slice()
     else {
@@ -141,6 +141,15 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
         );
         Err(Refusal::new(405, "UnsupportedApiVersion", message))
     };
+    if *collection == "bookmarks" {
+        return match (rest, method) {
+            ([], &Method::GET) => workspace.list_bookmarks(&options, &link, &moment),
+            ([_], &Method::GET) => workspace.get_bookmark(names[0]),
+            ([_], &Method::PUT) => workspace.put_bookmark(names[0], &body, &moment),
+            ([_], &Method::DELETE) => workspace.delete_bookmark(names[0], &moment),
+            _ => unsupported(),
+        };
+    }
     match (rest, child(rest.get(1).copied().unwrap_or_default())) {
         ([], _) => match *method {
             Method::GET => workspace.list_incidents(&options, stale, &link, &moment),

@@ -157,6 +157,14 @@ async fn comment_alert(asked: Asked, Path(id): Path<String>, body: Bytes) -> Res
 }
 
 async fn user(asked: Asked, Path(id): Path<String>) -> Response {
+    {
+        // Whoever Sentinel knows is in the directory too.
+        let mut world = asked.shared.world();
+        let super::world::World { workspaces, directory, .. } = &mut *world;
+        for workspace in workspaces.values().filter(|one| one.tenant_id == asked.caller.tenant_id) {
+            workspace.people().for_each(|person| directory.meet(&workspace.tenant_id, person));
+        }
+    }
     asked.answer(|_, directory, query, moment| directory.user(&id, query, moment))
 }
 

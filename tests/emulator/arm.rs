@@ -181,6 +181,9 @@ async fn tasks_and_relations_have_their_published_shape() {
     schema::arm("IncidentTaskList", &list);
     assert_eq!(list["value"].as_array().map(Vec::len), Some(1));
 
+    let name = "/bookmarks/2216d0e1-91e3-4902-89fd-d2df8c535096";
+    let body = json!({"properties": {"displayName": "Mark", "query": "SecurityEvent"}});
+    desk.arm(&token, Method::PUT, name, body).await.expect(201);
     let bookmark = format!(
         "{}/providers/Microsoft.SecurityInsights/bookmarks/2216d0e1-91e3-4902-89fd-d2df8c535096",
         desk.workspace()

@@ -4,6 +4,7 @@
 #![cfg(feature = "emulator")]
 
 mod arm;
+mod bookmarks;
 mod control;
 mod desk;
 mod directory;

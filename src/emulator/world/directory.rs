@@ -17,8 +17,8 @@ pub const SWITCHES: &[Switch] = &[
     Switch {
         name: "directoryRead",
         values: &["granted", "refused"],
-        meaning: "whether applications may read people and groups: a permission of its own, beside those for incidents \
-                  (graph.md 10)",
+        meaning: "whether applications may read people and groups, without which no owner is resolved to an object id \
+                  (sentinel.md 6)",
     },
 ];
 

@@ -1,6 +1,7 @@
 //! One workspace's incidents with their comments, relations and tasks, as Microsoft Sentinel serves them through ARM
 //! (`sentinel.md` §1 to §12). The optimistic lock is the `etag` in the body.
 
+mod bookmarks;
 mod twins;
 
 use std::collections::BTreeMap;
@@ -74,6 +75,12 @@ pub const SWITCHES: &[Switch] = &[
         name: "defenderSwitch",
         values: &["off", "on"],
         meaning: "whether the workspace is onboarded to the Defender portal: relations to alerts are refused \
+                  (sentinel.md 9, 18)",
+    },
+    Switch {
+        name: "onboardedBookmarks",
+        values: &["taken", "refused"],
+        meaning: "whether an onboarded workspace takes relations to bookmarks: alerts alone are named as refused \
                   (sentinel.md 9, 18)",
     },
     Switch {
@@ -206,6 +213,7 @@ pub struct Workspace {
     pub tenant_id: String,
     incidents: BTreeMap<String, Kept>,
     alerts: BTreeMap<String, SecurityAlert>,
+    bookmarks: BTreeMap<String, Value>,
     counter: u64,
     writes: u64,
     last_stamp: Option<OffsetDateTime>,
@@ -241,6 +249,7 @@ impl Workspace {
             tenant_id: tenant_id.to_lowercase(),
             incidents: BTreeMap::new(),
             alerts: BTreeMap::new(),
+            bookmarks: BTreeMap::new(),
             counter: 0,
             writes: 0,
             last_stamp: None,
@@ -299,6 +308,7 @@ impl Workspace {
             "relations": of(Child::Relation),
             "tasks": of(Child::Task),
             "alerts": self.alerts.values().map(|alert| &alert.entity).collect::<Vec<_>>(),
+            "bookmarks": self.bookmarks.values().collect::<Vec<_>>(),
         })
     }
 
@@ -399,6 +409,11 @@ impl Workspace {
         Ok((if self.incidents.remove(&key(name)).is_some() { 200 } else { 204 }, Value::Null))
     }
 
+    /// Everybody who was named here.
+    pub fn people(&self) -> impl Iterator<Item = &Person> {
+        self.people.iter()
+    }
+
     /// Whoever has this name or this id from now on.
     pub fn introduce(&mut self, person: &Person) {
         self.part_with(person);
@@ -477,7 +492,7 @@ impl Workspace {
             .into_iter()
             .filter(|label| !known.iter().any(|old| old["labelName"] == label["labelName"]))
             .collect();
-        let (alerts, bookmarks, entities) = (self.alerts(kept), bookmarks(kept), self.entities(kept));
+        let (alerts, bookmarks, entities) = (self.alerts(kept), self.bookmarks_of(kept), self.entities(kept));
         let (mut new_alerts, mut new_comments) = (Vec::new(), Vec::new());
         for (child, value) in added {
             match child {
@@ -571,9 +586,10 @@ impl Workspace {
 
     fn entities(&self, kept: &Kept) -> Vec<Value> {
         let mut entities: Vec<Value> = Vec::new();
-        for entity in self.known_alerts(kept).into_iter().flat_map(|alert| &alert.entities) {
+        let of_alerts = self.known_alerts(kept).into_iter().flat_map(|alert| alert.entities.clone());
+        for entity in of_alerts.chain(self.mapped_entities(kept)) {
             if !entities.iter().any(|known| known["name"] == entity["name"]) {
-                entities.push(entity.clone());
+                entities.push(entity);
             }
         }
         entities
@@ -764,6 +780,19 @@ impl Workspace {
                  incidents.",
             ));
         }
+        if kind == "bookmarks" {
+            if moment.switches.is("defenderSwitch", "on")
+                && moment.switches.is("onboardedBookmarks", "refused")
+            {
+                return Err(bad(
+                    "Failed to create relation. The workspace is managed in Microsoft Defender XDR.",
+                ));
+            }
+            if !self.bookmarks.contains_key(&key(related_name)) {
+                let message = format!("Resource '{related_name}' does not exist.");
+                return Err(Refusal::new(404, "NotFound", message));
+            }
+        }
         let same = |value: &Value| {
             value["properties"]["relatedResourceId"]
                 .as_str()
@@ -819,7 +848,7 @@ impl Workspace {
             200,
             match what {
                 "alerts" => json!({"value": self.alerts(kept)}),
-                "bookmarks" => json!({"value": bookmarks(kept)}),
+                "bookmarks" => json!({"value": self.bookmarks_of(kept)}),
                 _ => {
                     let entities = self.entities(kept);
                     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -852,18 +881,6 @@ fn add(list: &mut Value, one: &Value) {
     {
         list.push(one.clone());
     }
-}
-
-fn bookmarks(kept: &Kept) -> Vec<Value> {
-    let bookmark = |properties: &Value| {
-        let name = &properties["relatedResourceName"];
-        json!({
-            "id": properties["relatedResourceId"], "name": name, "type": "Microsoft.SecurityInsights/Entities",
-            "kind": "Bookmark",
-            "properties": {"displayName": name, "query": "SecurityEvent"},
-        })
-    };
-    related(kept, "bookmarks").map(bookmark).collect()
 }
 
 /// How much a page holds when nobody asks for more or less.

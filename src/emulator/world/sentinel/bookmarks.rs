@@ -52,7 +52,8 @@ impl Workspace {
             return Err(Refusal::new(409, "Conflict", message));
         }
         let given = &body["properties"];
-        let wrong = |what: &str| bad(format!("Invalid data model.\n[: Invalid Properties for bookmark: {what}]"));
+        let wrong =
+            |what: &str| bad(format!("Invalid data model.\n[: Invalid Properties for bookmark: {what}]"));
         let mut properties = Map::new();
         for name in ["displayName", "query"] {
             let text = given[name].as_str().filter(|text| !text.is_empty());
