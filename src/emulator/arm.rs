@@ -107,7 +107,7 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
         _,
         "providers",
         "microsoft.securityinsights",
-        collection @ ("incidents" | "bookmarks"),
+        collection @ ("incidents" | "bookmarks" | "entities"),
         rest @ ..,
     ] = lower.as_slice()
     else {
@@ -141,6 +141,13 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
         );
         Err(Refusal::new(405, "UnsupportedApiVersion", message))
     };
+    if *collection == "entities" {
+        // One entity alone is served by preview versions only.
+        return match (rest, method) {
+            ([_], &Method::GET) if version.ends_with("-preview") => workspace.get_entity(names[0]),
+            _ => unsupported(),
+        };
+    }
     if *collection == "bookmarks" {
         return match (rest, method) {
             ([], &Method::GET) => workspace.list_bookmarks(&options, &link, &moment),

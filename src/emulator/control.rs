@@ -38,6 +38,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/unmerge", post(unmerge))
         .route("/native", post(connect).delete(disconnect))
         .route("/native/flush", post(flush))
+        .route("/sentinel/alerts", post(detection))
         .route("/people", post(people))
         .route("/people/{upn}", delete(forget_person))
         .route("/groups", post(groups))
@@ -372,6 +373,32 @@ async fn flush(State(shared): State<Arc<Shared>>) -> Response {
     shared.world().flush_native(now);
     shared.send_news();
     StatusCode::NO_CONTENT.into_response()
+}
+
+/// An alert of the workspace's own, as an analytics rule makes it.
+async fn detection(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let outcome = (|| {
+        let order = read(&body)?;
+        let named = text(&order, "workspace")?.trim_end_matches('/');
+        let now = shared.now();
+        let mut world = shared.world();
+        let World { workspaces, switches, .. } = &mut *world;
+        let found = workspaces.iter_mut().find(|(key, workspace)| {
+            key.eq_ignore_ascii_case(named) || workspace.workspace_name.eq_ignore_ascii_case(named)
+        });
+        let (_, workspace) = found.ok_or_else(|| unknown("workspace", named))?;
+        let caller = Caller {
+            tenant_id: workspace.tenant_id.clone(),
+            app_id: "Azure Sentinel".to_owned(),
+            object_id: String::new(),
+            user: None,
+        };
+        let moment = Moment { now, caller: &caller, switches };
+        let id = workspace.put_alert(&order, &moment).map_err(wrong)?;
+        Ok((StatusCode::CREATED, json!({"systemAlertId": id})))
+    })();
+    shared.send_news();
+    told(outcome)
 }
 
 /// The tenant that an order names in its body or its query, by default the first.

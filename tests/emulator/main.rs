@@ -7,6 +7,7 @@ mod arm;
 mod bookmarks;
 mod control;
 mod desk;
+mod detections;
 mod directory;
 mod engine;
 mod entra;

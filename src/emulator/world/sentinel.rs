@@ -2,6 +2,7 @@
 //! (`sentinel.md` §1 to §12). The optimistic lock is the `etag` in the body.
 
 mod bookmarks;
+mod detections;
 mod twins;
 
 use std::collections::BTreeMap;
@@ -76,6 +77,12 @@ pub const SWITCHES: &[Switch] = &[
         values: &["off", "on"],
         meaning: "whether the workspace is onboarded to the Defender portal: relations to alerts are refused \
                   (sentinel.md 9, 18)",
+    },
+    Switch {
+        name: "unknownAlerts",
+        values: &["exist", "missing"],
+        meaning: "whether any alert can be related, or only one that Defender or a rule has put into the workspace \
+                  (sentinel.md 9)",
     },
     Switch {
         name: "onboardedBookmarks",
@@ -779,6 +786,10 @@ impl Workspace {
                 "Failed to create relation. Microsoft Defender XDR alerts cannot be added to Microsoft Defender XDR \
                  incidents.",
             ));
+        }
+        if kind == "entities" && alert.is_none() && moment.switches.is("unknownAlerts", "missing") {
+            let message = format!("Resource '{related_name}' does not exist.");
+            return Err(Refusal::new(404, "NotFound", message));
         }
         if kind == "bookmarks" {
             if moment.switches.is("defenderSwitch", "on")
