@@ -8,6 +8,8 @@ pub mod entra;
 pub mod gate;
 pub mod graph;
 pub mod lenient;
+#[doc(hidden)]
+pub mod pace;
 pub mod sentinel;
 pub mod store;
 pub mod transport;

@@ -9,7 +9,7 @@ use lockstep::domain::model::LinkKey;
 use lockstep::ports::*;
 use time::OffsetDateTime;
 
-use crate::sides::Fuse;
+use crate::life::Fuse;
 use crate::store::Disk;
 
 pub(crate) struct File {

@@ -4,8 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod file;
+mod house;
+mod life;
+mod people;
+mod plant;
+mod seeds;
 mod sides;
 mod store;
 mod stories;
+mod truth;
 mod world;
 mod worlds;

@@ -10,7 +10,7 @@ use lockstep::ports::*;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use crate::sides::Fuse;
+use crate::life::Fuse;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Row {

@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::file::File;
-use crate::sides::{CELLS, Cell, Fuse, Plug, Shared, VirtualClock, defender_cell, sentinel_cell};
+use crate::life::{Fuse, VirtualClock};
+use crate::sides::{CELLS, Cell, Plug, Shared, defender_cell, sentinel_cell};
 use crate::store::Memory;
 
 pub(crate) const TENANT: &str = "tenant";

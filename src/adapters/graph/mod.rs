@@ -2,6 +2,8 @@
 //! what others have observed of it.
 
 mod client;
+#[doc(hidden)]
+pub mod codec;
 mod wire;
 
 pub use client::{GraphClient, GraphSettings};

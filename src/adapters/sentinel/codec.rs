@@ -1,0 +1,20 @@
+//! Sentinel's JSON without HTTP: what a simulation needs to speak to the services' rules in this very dialect.
+
+use super::wire;
+use crate::domain::model::{SentinelIncident, SentinelWrite};
+use crate::ports::Page;
+
+/// One incident, as GET and PUT answer it. The error is a sentence.
+pub fn incident(body: &[u8]) -> Result<SentinelIncident, String> {
+    wire::incident(body).map_err(|why| format!("{why:?}"))
+}
+
+/// A page of the list. The error is a sentence.
+pub fn page(body: &[u8]) -> Result<Page<SentinelIncident>, String> {
+    wire::page(body).map_err(|why| format!("{why:?}"))
+}
+
+/// The body of a PUT.
+pub fn put(write: &SentinelWrite) -> Vec<u8> {
+    wire::put(write)
+}
