@@ -839,7 +839,7 @@ fn verdict(
     }
     if planner.merged {
         // The loser's "Closed" is no verdict; it carries a pointer, and what was said before stays.
-        if s.status != SentinelStatus::Closed {
+        if closing && s.status != SentinelStatus::Closed {
             goal_s.classification = Some(SentinelClassification::Undetermined);
             goal_s.reason = None;
             goal_s.comment = Some(match redirect {

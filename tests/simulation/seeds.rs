@@ -246,7 +246,7 @@ impl Life {
             }
             self.disturb();
             self.start();
-            for _ in 0..4 + self.rng.usize(..8) {
+            for _ in 0..6 + self.rng.usize(..12) {
                 let pause = [5, 80, 400, 3_000, 20_000][self.rng.usize(..5)];
                 tokio::time::sleep(Duration::from_millis(pause)).await;
                 self.bury();

@@ -215,6 +215,8 @@ pub(crate) struct Truth {
     /// Overwrites that the journal has as clashes.
     pub(crate) clashes: u32,
     pub(crate) edited: u32,
+    /// Incidents that were ever merged away.
+    merged: BTreeSet<String>,
     pub(crate) violations: Vec<String>,
 }
 
@@ -246,6 +248,9 @@ impl Truth {
         now: OffsetDateTime,
     ) -> Vec<String> {
         let mut told = Vec::new();
+        if before.merged || after.merged {
+            self.merged.insert(id.to_owned());
+        }
         for cell in Face::cells(before, after) {
             let (was, is) = (before.word(&cell), after.word(&cell));
             if was.native == is.native {
@@ -353,7 +358,16 @@ impl Truth {
     ) -> Result<(), String> {
         if defender.merged {
             self.rest.retain(|(of, _), _| of != id);
-            return if sentinel.closed { Ok(()) } else { Err(format!("{id} was merged away, its twin is open")) };
+            // Somebody who opens it again has reasons, and is left alone.
+            let opened = self.own_words.contains(&(id.to_owned(), Cell::Status));
+            if !sentinel.closed && !opened && flows_both_ways(Field::Status) {
+                return Err(format!("{id} was merged away, its twin is open"));
+            }
+            return Ok(());
+        }
+        // The pointer stays in the comment of what a person has taken out of a merge.
+        if self.merged.contains(id) {
+            return Ok(());
         }
         let mut cells: BTreeSet<Cell> = Face::cells(defender, sentinel).into_iter().collect();
         cells.extend(self.edits.keys().filter(|(of, ..)| of == id).map(|(.., cell)| cell.clone()));
