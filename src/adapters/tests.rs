@@ -174,6 +174,7 @@ fn clients(
     };
     let tokens = TokenSource::new(entra, transport, clock.clone());
     let graph = GraphSettings {
+        alerts: false,
         graph_url: url.clone(),
         scope: "https://graph.microsoft.com/.default".to_owned(),
         tenant_id: TENANT.to_owned(),
@@ -808,6 +809,7 @@ fn clients_apart(stage: &Stage, elsewhere: &str, options: ClientOptions) -> (Gra
         quotas: Arc::new(Quotas::new(Limits::default())),
     };
     let graph = GraphSettings {
+        alerts: false,
         graph_url: Url::parse(elsewhere).unwrap(),
         scope: "https://graph.microsoft.com/.default".to_owned(),
         tenant_id: TENANT.to_owned(),

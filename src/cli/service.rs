@@ -100,6 +100,10 @@ impl Sides {
                     graph_url: defending.graph_url.clone(),
                     scope: defending.cloud.graph_scope().to_owned(),
                     tenant_id: defending.tenant_id.clone(),
+                    alerts: config
+                        .routes
+                        .iter()
+                        .any(|other| other.tenant == route.tenant && other.policy.wants_alerts()),
                 };
                 let client = Arc::new(GraphClient::new(settings, source(&route.tenant)?, shared.clone()));
                 sides.defenders.push((route.tenant.clone(), client));

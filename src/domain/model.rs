@@ -91,11 +91,13 @@ macro_rules! words {
 
         impl From<String> for $name { fn from(text: String) -> Self { Self::parse(&text) } }
         impl From<$name> for String { fn from(word: $name) -> Self { word.as_str().to_owned() } }
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.as_str()) }
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(self.as_str()) }
         }
     };
 }
+
+pub(crate) use words;
 
 words! {
     /// Graph `alertSeverity`, on incidents and alerts.

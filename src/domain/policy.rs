@@ -329,6 +329,15 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// Whether incidents are to be read with their alerts.
+    pub fn wants_alerts(&self) -> bool {
+        self.alerts != AlertMode::Off
+            || self.follow != Follow::Off
+            || self.of(Field::Facts).direction.to_sentinel()
+            || !self.filter.products.is_empty()
+            || !self.filter.device_groups.is_empty()
+    }
+
     /// The same rules for a twin that Microsoft's connector made and keeps in step: only what it drops is left to us.
     pub fn beside_native(&self) -> Self {
         let mut policy = self.clone();

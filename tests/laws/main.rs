@@ -1,5 +1,6 @@
 //! The laws of the core, over every small world: what may never happen is tried everywhere it could.
 
+mod alerts;
 mod loop_model;
 mod plan_laws;
 mod round_trips;

@@ -128,6 +128,7 @@ impl House {
                 name: (*name).to_owned(),
                 tenant_id: tenant_id.clone(),
                 workspace: place.clone(),
+                home: "elsewhere".into(),
                 policy: self.policy.clone(),
                 defender: plug(Side::Defender, tenant_id, place, Pace::graph(Limits::default())),
                 sentinel: plug(Side::Sentinel, place, tenant_id, Pace::arm(Limits::default())),

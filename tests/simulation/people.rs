@@ -194,11 +194,11 @@ impl Edit {
                 } else {
                     properties.insert("classificationReason".to_owned(), json!(reason));
                 }
-                properties
-                    .insert("classificationComment".to_owned(), json!(comment.unwrap_or_default()));
+                properties.insert("classificationComment".to_owned(), json!(comment.unwrap_or_default()));
             }
             Edit::Owner(None) => {
-                let nobody = json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null});
+                let nobody =
+                    json!({"objectId": null, "email": null, "assignedTo": null, "userPrincipalName": null});
                 properties.insert("owner".to_owned(), nobody);
             }
             Edit::Owner(Some(who)) => {

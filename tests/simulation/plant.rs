@@ -264,12 +264,22 @@ impl Plant {
         self.workspace((&app, scope), now, |place, moment| place.get_incident(name, stale, moment))
     }
 
-    pub(crate) fn defender_now(&mut self, scope: &str, id: &str, now: OffsetDateTime) -> Option<DefenderIncident> {
+    pub(crate) fn defender_now(
+        &mut self,
+        scope: &str,
+        id: &str,
+        now: OffsetDateTime,
+    ) -> Option<DefenderIncident> {
         let (_, body) = self.defender(scope, id, false, now).ok()?;
         Some(graph::incident(body.to_string().as_bytes()).expect("the world's incidents read"))
     }
 
-    pub(crate) fn sentinel_now(&mut self, scope: &str, name: &str, now: OffsetDateTime) -> Option<SentinelIncident> {
+    pub(crate) fn sentinel_now(
+        &mut self,
+        scope: &str,
+        name: &str,
+        now: OffsetDateTime,
+    ) -> Option<SentinelIncident> {
         let (_, body) = self.sentinel(scope, name, false, now).ok()?;
         Some(arm::incident(body.to_string().as_bytes()).expect("the world's incidents read"))
     }
@@ -438,7 +448,9 @@ impl Plant {
             let caller = Self::of_person(at.0, &person(at.0, who));
             let Ok((_, mut body)) = plant.sentinel(at.1, &name, false, now) else { return false };
             edit(body["properties"].as_object_mut().expect("properties"));
-            plant.workspace((&caller, at.1), now, |place, moment| place.put_incident(&name, &body, moment)).is_ok()
+            plant
+                .workspace((&caller, at.1), now, |place, moment| place.put_incident(&name, &body, moment))
+                .is_ok()
         })
     }
 
@@ -519,9 +531,7 @@ impl Plant {
     fn fates(&mut self, hint: Hint) -> Vec<(Hint, Duration)> {
         let Faults { lost, doubled, delay, .. } = self.faults;
         let copies = if self.chance(lost) { 0 } else { 1 + usize::from(self.chance(doubled)) };
-        (0..copies)
-            .map(|_| (hint.clone(), Duration::from_millis(20 + self.rng.u64(0..=delay))))
-            .collect()
+        (0..copies).map(|_| (hint.clone(), Duration::from_millis(20 + self.rng.u64(0..=delay)))).collect()
     }
 
     fn lags(&mut self, side: Side, id: &str, p: f64, now: OffsetDateTime) -> bool {
@@ -606,7 +616,13 @@ impl Plug {
 
     fn unreadable<T>(&self, read: Result<T, String>) -> Result<T, Failure> {
         read.map_err(|why| {
-            self.shared.plant.lock().unwrap().truth.violations.push(format!("an answer does not read: {why}"));
+            self.shared
+                .plant
+                .lock()
+                .unwrap()
+                .truth
+                .violations
+                .push(format!("an answer does not read: {why}"));
             self.failure(Class::Permanent, "unreadable", why, Effect::None)
         })
     }
@@ -829,6 +845,33 @@ impl Defender for Plug {
         };
         self.answer(answer).await
     }
+
+    async fn comment(&self, id: &str, text: &str) -> Result<Vec<DefenderComment>, Failure> {
+        let _call = self.begin(id);
+        self.arrive(true, false).await?;
+        let body: Value = serde_json::from_slice(&graph::new_comment(text)).expect("we send JSON");
+        let (scope, id) = (self.scope.clone(), id.to_owned());
+        let land = move |plant: &mut Plant, now| {
+            let app = plant.app.clone();
+            let answer = plant.tenant((&app, &scope), now, |tenant, moment| {
+                tenant.comment(false, &id, &body, &Plant::query(Vec::new(), false), moment)
+            });
+            plant.writes += u64::from(answer.is_ok());
+            let outcome = answer.as_ref().map_or_else(|refusal| refusal.message.clone(), |_| String::new());
+            plant.tell(now, format!("  POST comment defender {id} {body}: {outcome}"));
+            answer
+        };
+        let answer = match self.write(land).await {
+            None => return Err(self.timeout()),
+            Some(Ok((_, body))) => Ok(self.unreadable(graph::commented(body.to_string().as_bytes()))?),
+            Some(Err(refusal)) => Err(self.refused(&refusal, true)),
+        };
+        self.answer(answer).await
+    }
+
+    async fn update_alert(&self, _: &str, _: &AlertPatch) -> Result<(), Failure> {
+        unreachable!("no route here lets alerts follow")
+    }
 }
 
 impl Plant {
@@ -930,6 +973,47 @@ impl Sentinel for Plug {
         let answer = match self.write(land).await {
             None => return Err(self.timeout()),
             Some(Ok((_, body))) => Ok(self.unreadable(arm::incident(body.to_string().as_bytes()))?),
+            Some(Err(refusal)) => Err(self.refused(&refusal, true)),
+        };
+        self.answer(answer).await
+    }
+
+    async fn comments(&self, name: &str) -> Result<Vec<SentinelComment>, Failure> {
+        let _call = self.begin(name);
+        self.arrive(false, false).await?;
+        let answer = self.shared.with(|plant, now| {
+            let app = plant.app.clone();
+            let link = |token: &str| format!("https://arm.test/comments?$skipToken={token}");
+            plant.workspace((&app, &self.scope), now, |place, moment| {
+                place.list_children(name, Child::Comment, &options(&[("$top", "100".into())]), &link, moment)
+            })
+        });
+        let answer = match answer {
+            Ok((_, body)) => Ok(self.unreadable(arm::comments(body.to_string().as_bytes()))?.0),
+            Err(refusal) if refusal.status == 404 => Ok(Vec::new()),
+            Err(refusal) => Err(self.refused(&refusal, false)),
+        };
+        self.answer(answer).await
+    }
+
+    async fn put_comment(&self, name: &str, id: &str, message: &str) -> Result<SentinelComment, Failure> {
+        let _call = self.begin(name);
+        self.arrive(true, false).await?;
+        let body: Value = serde_json::from_slice(&arm::put_comment(message)).expect("we send JSON");
+        let (scope, name, id) = (self.scope.clone(), name.to_owned(), id.to_owned());
+        let land = move |plant: &mut Plant, now| {
+            let app = plant.app.clone();
+            let answer = plant.workspace((&app, &scope), now, |place, moment| {
+                place.put_child(&name, Child::Comment, &id, &body, moment)
+            });
+            plant.writes += u64::from(answer.is_ok());
+            let outcome = answer.as_ref().map_or_else(|refusal| refusal.message.clone(), |_| String::new());
+            plant.tell(now, format!("  PUT comment sentinel {name} {id} {body}: {outcome}"));
+            answer
+        };
+        let answer = match self.write(land).await {
+            None => return Err(self.timeout()),
+            Some(Ok((_, body))) => Ok(self.unreadable(arm::comment(body.to_string().as_bytes()))?),
             Some(Err(refusal)) => Err(self.refused(&refusal, true)),
         };
         self.answer(answer).await

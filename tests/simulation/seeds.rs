@@ -312,7 +312,9 @@ fn one(seed: u64, file: Option<&str>) -> Result<Tally, String> {
         (tally.clashes, tally.window) = (plant.truth.clashes, plant.truth.window);
         drop(plant);
         let again = format!("LOCKSTEP_SEED={seed} cargo test --test simulation seeds");
-        ended.map(|()| tally).map_err(|why| format!("{}\nseed {seed}: {why}\nagain: {again}", life.house.story()))
+        ended
+            .map(|()| tally)
+            .map_err(|why| format!("{}\nseed {seed}: {why}\nagain: {again}", life.house.story()))
     })
 }
 

@@ -24,15 +24,8 @@ pub(crate) enum Cell {
     Tag(String),
 }
 
-const SCALARS: [Cell; 7] = [
-    Cell::Title,
-    Cell::Description,
-    Cell::Severity,
-    Cell::Status,
-    Cell::Owner,
-    Cell::Verdict,
-    Cell::Comment,
-];
+const SCALARS: [Cell; 7] =
+    [Cell::Title, Cell::Description, Cell::Severity, Cell::Status, Cell::Owner, Cell::Verdict, Cell::Comment];
 
 impl Cell {
     pub(crate) fn field(&self) -> Field {
@@ -120,8 +113,10 @@ impl Face {
     pub(crate) fn of_sentinel(says: &SentinelSays, one_open: bool) -> Self {
         use SentinelClassification as C;
         use SentinelStatus as S;
-        let (title, description) =
-            (plain(Some(&says.title)), plain(description_without_block(says.description.as_deref()).as_deref()));
+        let (title, description) = (
+            plain(Some(&says.title)),
+            plain(description_without_block(says.description.as_deref()).as_deref()),
+        );
         let SentinelOwner { object_id, email, upn, name } = &says.owner;
         let named = [upn, email, name].into_iter().map(|name| plain(name.as_deref())).find(|n| !n.is_empty());
         let owner = named.clone().or(object_id.clone()).unwrap_or_default().to_lowercase();
@@ -234,7 +229,10 @@ fn says_nothing(side: Side, cell: &Cell, word: &Word) -> bool {
 fn clashed(disk: &Disk, id: &str, cell: &Cell, since: OffsetDateTime) -> bool {
     let field = serde_json::json!(cell.field());
     disk.journal.iter().rev().any(|line| {
-        line.kind == "clash" && line.at >= since && line.link.incident_id == id && line.detail["field"] == field
+        line.kind == "clash"
+            && line.at >= since
+            && line.link.incident_id == id
+            && line.detail["field"] == field
     })
 }
 
@@ -390,7 +388,10 @@ impl Truth {
             if lasts.iter().all(Option::is_none) {
                 let was = self.rest.get(&(id.to_owned(), cell.clone()));
                 if was.is_some() && !derived && !fits(&was.cloned()) {
-                    return Err(format!("{id}: {cell:?} is {:?}, and nobody edited it: {was:?} before", d.native));
+                    return Err(format!(
+                        "{id}: {cell:?} is {:?}, and nobody edited it: {was:?} before",
+                        d.native
+                    ));
                 }
                 continue;
             }
@@ -398,10 +399,14 @@ impl Truth {
                 let over = edit.superseded.is_some_and(|at| !clashed(disk, id, &cell, at));
                 !over && fits(&edit.word.means)
             });
-            let silent = last(Side::Sentinel).is_some_and(|edit| says_nothing(Side::Sentinel, &cell, &edit.word));
+            let silent =
+                last(Side::Sentinel).is_some_and(|edit| says_nothing(Side::Sentinel, &cell, &edit.word));
             if !may && !(derived && silent) {
                 let said: Vec<_> = lasts.iter().flatten().map(|edit| (&edit.word.native, edit.at)).collect();
-                return Err(format!("{id}: {cell:?} is {:?}, but people said {said:?}: an edit is lost", d.native));
+                return Err(format!(
+                    "{id}: {cell:?} is {:?}, but people said {said:?}: an edit is lost",
+                    d.native
+                ));
             }
         }
         let meanings = Face::cells(defender, sentinel)

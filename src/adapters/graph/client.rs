@@ -42,10 +42,13 @@ pub struct GraphSettings {
     pub scope: String,
     /// The tenant, in lower case.
     pub tenant_id: String,
+    /// Whether an incident is read with its alerts.
+    pub alerts: bool,
 }
 
 /// One tenant's incidents.
 pub struct GraphClient {
+    alerts: bool,
     incidents: String,
     base: Url,
     tenant_id: String,
@@ -55,14 +58,14 @@ pub struct GraphClient {
 impl GraphClient {
     /// Calls nothing yet.
     pub fn new(settings: GraphSettings, tokens: Arc<TokenSource>, shared: Shared) -> Self {
-        let GraphSettings { graph_url, scope, tenant_id } = settings;
+        let GraphSettings { graph_url, scope, tenant_id, alerts } = settings;
         let incidents = format!("{}/v1.0/security/incidents", graph_url.as_str().trim_end_matches('/'));
         let mut probe = graph_url.clone();
         probe.set_path(&format!("{}/v1.0/security/incidents", graph_url.path().trim_end_matches('/')));
         probe.set_query(Some("$top=1"));
         let quota = shared.quotas.graph(&tenant_id, tokens.client_id());
         let caller = Caller::new(&GRAPH, tenant_id.clone(), scope, probe, tokens, quota, shared);
-        Self { incidents, base: graph_url, tenant_id, caller }
+        Self { alerts, incidents, base: graph_url, tenant_id, caller }
     }
 
     /// Reads one short page: a line for `lockstep check --connect`.
@@ -98,7 +101,12 @@ impl GraphClient {
 #[async_trait]
 impl Defender for GraphClient {
     async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
-        let answer = self.caller.send(Call::read("incident-get", self.one(id)?)).await?;
+        let mut url = self.one(id)?;
+        if self.alerts {
+            // The only way to the alerts with their evidence in one call (`graph.md` §7.4).
+            url.set_query(Some("$expand=alerts"));
+        }
+        let answer = self.caller.send(Call::read("incident-get", url)).await?;
         if answer.status == 404 {
             return Ok(None);
         }

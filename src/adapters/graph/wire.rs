@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::adapters::lenient::{self, Unreadable};
+use crate::domain::alert;
 use crate::domain::model::{
     AlertPatch, DefenderClassification, DefenderComment, DefenderDetermination, DefenderIncident,
     DefenderPatch, DefenderSays, DefenderSeverity, DefenderStatus,
@@ -40,6 +41,12 @@ pub(super) fn page(body: &[u8]) -> Result<Page<DefenderIncident>, Unreadable> {
 fn read(object: &Map<String, Value>) -> Result<DefenderIncident, String> {
     let word = |member: &str| lenient::text(object, member).unwrap_or_default();
     let verdict = |member: &str| lenient::text(object, member).unwrap_or_else(|| "unknown".to_owned());
+    // An alert that cannot be read costs that alert.
+    let alerts = object
+        .get("alerts")
+        .and_then(Value::as_array)
+        .map(|list| list.iter().filter_map(|value| alert::alert(value).ok()).collect::<Vec<alert::Alert>>());
+    let facts = alerts.as_ref().map(|alerts| alert::facts(alerts, lenient::texts(object, "systemTags")));
     Ok(DefenderIncident {
         id: lenient::text(object, "id").ok_or("no id")?,
         says: DefenderSays {
@@ -52,7 +59,7 @@ fn read(object: &Map<String, Value>) -> Result<DefenderIncident, String> {
             determination: DefenderDetermination::parse(&verdict("determination")),
             resolving_comment: lenient::text(object, "resolvingComment"),
             tags: lenient::texts(object, "customTags"),
-            facts: None,
+            facts,
         },
         created: lenient::instant(object, "createdDateTime"),
         updated: lenient::instant(object, "lastUpdateDateTime").ok_or("no lastUpdateDateTime")?,
@@ -60,7 +67,7 @@ fn read(object: &Map<String, Value>) -> Result<DefenderIncident, String> {
         web_url: lenient::text(object, "incidentWebUrl"),
         redirect: lenient::text(object, "redirectIncidentId"),
         comments: comments(object.get("comments")),
-        alerts: None,
+        alerts,
     })
 }
 
