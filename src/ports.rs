@@ -350,6 +350,23 @@ pub trait Defender: Send + Sync + 'static {
         next: Option<&str>,
     ) -> Result<Page<DefenderIncident>, Failure>;
 
+    /// Incidents that came to be from `from` (included) to `to` (excluded); `next` continues an earlier page.
+    ///
+    /// What comes to be is updated no earlier, so the change list since `from` holds them all: fakes need no more.
+    async fn created_between(
+        &self,
+        from: OffsetDateTime,
+        to: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<DefenderIncident>, Failure> {
+        let mut page = self.changed_since(from, next).await?;
+        page.records.retain(|incident| {
+            let created = incident.created.unwrap_or(incident.updated);
+            created >= from && created < to
+        });
+        Ok(page)
+    }
+
     /// Sends only the members that the patch names. Returns the incident as Graph answered.
     async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure>;
 
@@ -373,6 +390,12 @@ pub trait Sentinel: Send + Sync + 'static {
         since: OffsetDateTime,
         next: Option<&str>,
     ) -> Result<Page<SentinelIncident>, Failure>;
+
+    /// Every incident of the workspace, in pages as long as the service allows; `next` continues an earlier page. One
+    /// that changes meanwhile may come twice.
+    async fn everything(&self, next: Option<&str>) -> Result<Page<SentinelIncident>, Failure> {
+        self.changed_since(OffsetDateTime::UNIX_EPOCH, next).await
+    }
 
     /// Creates (no etag) or replaces (under the etag it was computed from). Returns the incident as answered.
     async fn put(&self, name: &str, write: &SentinelWrite) -> Result<SentinelIncident, Failure>;

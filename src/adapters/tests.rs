@@ -246,6 +246,8 @@ async fn graph_is_asked_exactly_this() {
         ..a_patch()
     };
     stage.graph.update("29", &patch).await.unwrap();
+    let (from, to) = (datetime!(2026-01-01 0:00 UTC), datetime!(2026-02-01 0:00 UTC));
+    stage.graph.created_between(from, to, None).await.unwrap();
 
     let asked = std::mem::take(&mut *stage.asked.lock().unwrap());
     assert_eq!(asked[0].target, format!("/{TENANT}/oauth2/v2.0/token"));
@@ -268,6 +270,11 @@ async fn graph_is_asked_exactly_this() {
                 "/v1.0/security/incidents?$filter=lastUpdateDateTime%20ge%202026-02-25T16:29:33.1000000Z&$top=50"
             ),
             ("PATCH", "/v1.0/security/incidents/29"),
+            (
+                "GET",
+                "/v1.0/security/incidents?$filter=createdDateTime%20ge%202026-01-01T00:00:00.0000000Z%20and%20\
+                 createdDateTime%20lt%202026-02-01T00:00:00.0000000Z&$top=50"
+            ),
         ]
     );
     for call in &asked[1..] {
@@ -283,7 +290,10 @@ async fn graph_is_asked_exactly_this() {
             "classification": "truePositive", "determination": "malware", "customTags": ["a"],
         })
     );
-    assert_eq!(stage.notes.calls(), ["incident-get 200", "incident-list 200", "incident-update 200"]);
+    assert_eq!(
+        stage.notes.calls(),
+        ["incident-get 200", "incident-list 200", "incident-update 200", "incident-list 200"]
+    );
     assert_eq!(stage.notes.tokens(), ["ok"]);
 }
 
@@ -390,7 +400,8 @@ async fn documented_and_observed_answers_are_read() {
     assert_eq!(page.records[0].says.classification, DefenderClassification::TruePositive, "Pascal case");
     assert_eq!(page.records[0].says.status, DefenderStatus::Active);
 
-    let observed = fixture("sentinel/observed-incidents-list-page.json")["body"].clone();
+    let observed_page = || fixture("sentinel/observed-incidents-list-page.json")["body"].clone();
+    let observed = observed_page();
     stage.play(move |asked| asked.target.contains("incidents?").then(|| Reply::json(200, &observed)));
     let page = stage.sentinel.changed_since(since, None).await.unwrap();
     assert_eq!((page.records.len(), page.unreadable.len()), (3, 0));
@@ -398,6 +409,26 @@ async fn documented_and_observed_answers_are_read() {
     assert_eq!(page.records[0].modified, datetime!(2025-08-10 1:53:36.5416527 UTC));
     assert!(page.records[1].says.labels.iter().any(|label| label.auto && label.name == "Redirected"));
     assert_eq!(page.records[2].provider.as_deref(), Some("Microsoft XDR"));
+
+    // A list that ends with a full page may have been cut there.
+    let mut full = observed_page();
+    let record = full["value"][0].clone();
+    let modified = |second: usize| format!("2025-08-10T01:{:02}:{:02}Z", second / 60, second % 60);
+    let records = (0..1_000).map(|number| {
+        let mut record = record.clone();
+        record["properties"]["lastModifiedTimeUtc"] = json!(modified(number));
+        record
+    });
+    full["value"] = records.collect();
+    full.as_object_mut().unwrap().remove("nextLink");
+    stage.play(move |asked| asked.target.contains("incidents?").then(|| Reply::json(200, &full)));
+    let page = stage.sentinel.everything(None).await.unwrap();
+    stage.sentinel.everything(page.next.as_deref()).await.unwrap();
+    let asked: Vec<String> = stage.calls().into_iter().rev().take(2).map(|call| call.target).collect();
+    let order = "$orderby=properties/lastModifiedTimeUtc%20asc&$top=1000";
+    assert_eq!(asked[1], format!("{INCIDENTS}?api-version=2025-09-01&{order}"));
+    let filter = "$filter=properties/lastModifiedTimeUtc%20ge%202025-08-10T01:16:39.0000000Z";
+    assert_eq!(asked[0], format!("{INCIDENTS}?api-version=2025-09-01&{filter}&{order}"));
 }
 
 #[tokio::test]

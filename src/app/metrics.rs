@@ -65,6 +65,7 @@ pub struct Metrics {
     doubles: Counter,
     comments: Family<SideLabels, Counter>,
     refused: Family<FieldLabels, Counter>,
+    sweep_told: Counter,
 }
 
 impl Default for Metrics {
@@ -84,6 +85,7 @@ impl Default for Metrics {
             doubles: Counter::default(),
             comments: Family::default(),
             refused: Family::default(),
+            sweep_told: Counter::default(),
         }
     }
 }
@@ -122,7 +124,16 @@ impl Metrics {
             "Values that a side refused, by field",
             self.refused.clone(),
         );
-        registry.register("lockstep_swept_links", "Links that the sweep looked at again", self.swept.clone());
+        registry.register(
+            "lockstep_swept_links",
+            "Links that the sweep compared with a list",
+            self.swept.clone(),
+        );
+        registry.register(
+            "lockstep_sweep_hints",
+            "Links that the sweep told the workers to look at",
+            self.sweep_told.clone(),
+        );
     }
 
     pub(crate) fn job(&self, outcome: &'static str) {
@@ -172,5 +183,9 @@ impl Metrics {
 
     pub(crate) fn swept(&self, links: u64) {
         self.swept.inc_by(links);
+    }
+
+    pub(crate) fn sweep_told(&self, links: u64) {
+        self.sweep_told.inc_by(links);
     }
 }

@@ -4,6 +4,7 @@
 pub mod health;
 mod hung;
 pub mod intake;
+mod links;
 mod merges;
 pub mod metrics;
 pub mod native;

@@ -12,6 +12,7 @@ mod seeds;
 mod sides;
 mod store;
 mod stories;
+mod sweeps;
 mod truth;
 mod world;
 mod worlds;

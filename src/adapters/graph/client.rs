@@ -130,6 +130,26 @@ impl Defender for GraphClient {
         wire::page(&answer.body).map_err(|why| self.caller.unreadable(false, &why))
     }
 
+    async fn created_between(
+        &self,
+        from: OffsetDateTime,
+        to: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<DefenderIncident>, Failure> {
+        let url = match next {
+            Some(next) => self.caller.next_page(&self.base, next)?,
+            None => self.url(&format!(
+                "{}?$filter=createdDateTime%20ge%20{}%20and%20createdDateTime%20lt%20{}&$top={PAGE}",
+                self.incidents,
+                lenient::filter_instant(from),
+                lenient::filter_instant(to)
+            ))?,
+        };
+        // As urgent as a job: jobs that spend the whole budget wait for what is on this page.
+        let answer = self.caller.send(Call { list: true, ..Call::read("incident-list", url) }).await?;
+        wire::page(&answer.body).map_err(|why| self.caller.unreadable(false, &why))
+    }
+
     async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {
         let call = Call::write("incident-update", Method::PATCH, self.one(id)?, wire::patch(patch));
         let answer = self.caller.send(call).await?;

@@ -1,0 +1,311 @@
+//! The sweep over lists: what it costs, what it finds, and what it does when a side is in trouble.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockstep::app::metrics::Metrics;
+use lockstep::app::reconcile::twin_id;
+use lockstep::app::routes::{Route, Routes};
+use lockstep::app::sweep::{ScopeSweep, SweepOptions, Sweeper, Swept};
+use lockstep::domain::failure::{Class, Effect, Failure};
+use lockstep::domain::mapping::new_twin;
+use lockstep::domain::model::*;
+use lockstep::domain::plan::{Intent, Known, LinkState};
+use lockstep::domain::policy::{Field, Policy};
+use lockstep::ports::{Clock, Defender, LinkRecord, Page, Sentinel};
+use time::OffsetDateTime;
+
+use crate::sides::{Fuse, VirtualClock, defender_says};
+use crate::store::{Disk, Memory};
+use crate::world::{TENANT, WORKSPACE, key};
+
+/// Both sides as lists that are at rest unless a test says otherwise, with the calls counted.
+#[derive(Default)]
+struct Shelves {
+    defender: BTreeMap<String, DefenderIncident>,
+    sentinel: BTreeMap<String, SentinelIncident>,
+    lists: [u32; 2],
+    gets: u32,
+    /// What the next pages of Defender's list answer instead.
+    trouble: Vec<Class>,
+}
+
+struct Shelf(Arc<Mutex<Shelves>>);
+
+fn refusal(side: Side, class: Class) -> Failure {
+    Failure {
+        class,
+        side: Some(side),
+        code: "planted".into(),
+        message: "planted".into(),
+        effect: Effect::None,
+    }
+}
+
+fn page<T: Clone>(all: Vec<T>, size: usize, next: Option<&str>) -> Page<T> {
+    let from = next.map_or(0, |next| next.parse().unwrap());
+    let until = (from + size).min(all.len());
+    let next = (until < all.len()).then(|| until.to_string());
+    Page { records: all[from..until].to_vec(), next, unreadable: Vec::new() }
+}
+
+#[async_trait]
+impl Defender for Shelf {
+    async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
+        let mut shelves = self.0.lock().unwrap();
+        shelves.gets += 1;
+        Ok(shelves.defender.get(id).cloned())
+    }
+
+    async fn changed_since(
+        &self,
+        since: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<DefenderIncident>, Failure> {
+        let mut shelves = self.0.lock().unwrap();
+        shelves.lists[0] += 1;
+        if let Some(class) = shelves.trouble.pop() {
+            return Err(refusal(Side::Defender, class));
+        }
+        let all = shelves.defender.values().filter(|incident| incident.updated >= since).cloned().collect();
+        Ok(page(all, 50, next))
+    }
+
+    async fn update(&self, _id: &str, _patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {
+        Err(refusal(Side::Defender, Class::Permanent))
+    }
+}
+
+#[async_trait]
+impl Sentinel for Shelf {
+    async fn incident(&self, name: &str) -> Result<Option<SentinelIncident>, Failure> {
+        let mut shelves = self.0.lock().unwrap();
+        shelves.gets += 1;
+        Ok(shelves.sentinel.get(name).cloned())
+    }
+
+    async fn changed_since(
+        &self,
+        _since: OffsetDateTime,
+        _next: Option<&str>,
+    ) -> Result<Page<SentinelIncident>, Failure> {
+        Err(refusal(Side::Sentinel, Class::Permanent))
+    }
+
+    async fn everything(&self, next: Option<&str>) -> Result<Page<SentinelIncident>, Failure> {
+        let mut shelves = self.0.lock().unwrap();
+        shelves.lists[1] += 1;
+        Ok(page(shelves.sentinel.values().cloned().collect(), 1_000, next))
+    }
+
+    async fn put(&self, _name: &str, _write: &SentinelWrite) -> Result<SentinelIncident, Failure> {
+        Err(refusal(Side::Sentinel, Class::Permanent))
+    }
+}
+
+struct Stage {
+    shelves: Arc<Mutex<Shelves>>,
+    disk: Arc<Mutex<Disk>>,
+    clock: Arc<VirtualClock>,
+}
+
+impl Stage {
+    /// So many links, all in step. Their ids are `1000` and on.
+    fn with(links: u32) -> Self {
+        let clock = Arc::new(VirtualClock::new());
+        let (mut shelves, mut disk) = (Shelves::default(), Disk::default());
+        for number in 0..links {
+            let id = (1_000 + number).to_string();
+            let updated = clock.now() - time::Duration::minutes(i64::from(number));
+            let defender = DefenderIncident {
+                id: id.clone(),
+                says: defender_says(),
+                created: Some(updated),
+                updated,
+                modified_by: None,
+                web_url: None,
+                redirect: None,
+            };
+            let sentinel = SentinelIncident {
+                name: twin_id(&key(&id)),
+                etag: format!("\"{number}\""),
+                says: new_twin(&defender),
+                first_activity: None,
+                last_activity: None,
+                modified: updated,
+                provider: Some("Azure Sentinel".into()),
+                provider_incident_id: Some(id.clone()),
+                url: None,
+            };
+            let known = Known {
+                defender: defender.says.clone(),
+                sentinel: sentinel.says.clone(),
+                defender_updated: updated,
+                sentinel_modified: updated,
+                sentinel_etag: sentinel.etag.clone(),
+            };
+            let state = LinkState { known: Some(known), ..LinkState::default() };
+            let link = LinkRecord {
+                key: key(&id),
+                route: "main".into(),
+                sentinel_id: sentinel.name.clone(),
+                state: serde_json::to_string(&state).unwrap(),
+                parked: None,
+                updated_at: updated,
+            };
+            disk.links.insert(link.key.clone(), link);
+            shelves.sentinel.insert(sentinel.name.clone(), sentinel);
+            shelves.defender.insert(id, defender);
+        }
+        Self { shelves: Arc::new(Mutex::new(shelves)), disk: Arc::new(Mutex::new(disk)), clock }
+    }
+
+    fn sweeper(&self) -> Sweeper {
+        let shelf = || Arc::new(Shelf(self.shelves.clone()));
+        let route = Route {
+            name: "main".into(),
+            tenant_id: TENANT.into(),
+            workspace: WORKSPACE.into(),
+            policy: Policy::default(),
+            defender: shelf(),
+            sentinel: shelf(),
+        };
+        Sweeper {
+            store: Arc::new(Memory { disk: self.disk.clone(), fuse: Arc::new(Fuse::new(i64::MAX)) }),
+            routes: Arc::new(Routes::new(vec![route]).unwrap()),
+            clock: self.clock.clone(),
+            metrics: Metrics::default(),
+            options: SweepOptions::default(),
+        }
+    }
+
+    /// Sweeps both sides to their ends.
+    async fn sweep(&self) {
+        for mut scope in self.sweeper().scopes() {
+            while let Swept::Page { .. } = scope.step().await.unwrap() {}
+        }
+    }
+
+    /// The incidents that wait for a worker.
+    fn hinted(&self) -> BTreeSet<String> {
+        let disk = self.disk.lock().unwrap();
+        let rows = disk.rows.iter().filter(|(_, row)| row.wanted > row.done);
+        rows.map(|(subject, _)| {
+            assert_eq!(subject.side, Side::Defender);
+            subject.native_id.clone()
+        })
+        .collect()
+    }
+
+    fn change(&self, id: &str, change: impl FnOnce(&mut DefenderIncident, &mut SentinelIncident)) {
+        let mut shelves = self.shelves.lock().unwrap();
+        let Shelves { defender, sentinel, .. } = &mut *shelves;
+        change(defender.get_mut(id).unwrap(), sentinel.get_mut(&twin_id(&key(id))).unwrap());
+    }
+
+    fn change_link(&self, id: &str, change: impl FnOnce(&mut LinkRecord, &mut LinkState)) {
+        let mut disk = self.disk.lock().unwrap();
+        let link = disk.links.get_mut(&key(id)).unwrap();
+        let mut state = serde_json::from_str(&link.state).unwrap();
+        change(link, &mut state);
+        link.state = serde_json::to_string(&state).unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn links_at_rest_cost_nothing_but_the_pages_of_the_lists() {
+    for (links, pages) in [(0, [0, 0]), (1, [1, 1]), (100, [2, 1]), (10_000, [200, 10])] {
+        let stage = Stage::with(links);
+        stage.sweep().await;
+        let shelves = stage.shelves.lock().unwrap();
+        assert_eq!((shelves.lists, shelves.gets), (pages, 0), "{links} links");
+        drop(shelves);
+        assert_eq!(stage.hinted(), BTreeSet::new(), "{links} links");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_differs_was_never_agreed_or_is_missing_is_hinted_and_nothing_else() {
+    let stage = Stage::with(1_500);
+    let second = time::Duration::SECOND;
+    stage.change("1001", |defender, _| {
+        defender.updated += second;
+        defender.says.severity = DefenderSeverity::High;
+    });
+    stage.change("1002", |_, sentinel| sentinel.etag = "\"other\"".into());
+    // Two changes may carry one time.
+    stage.change("1003", |defender, _| defender.says.owner = Some("a@example.org".into()));
+    // A list that lags proves nothing.
+    stage.change("1004", |defender, _| {
+        defender.updated -= second;
+        defender.says.owner = Some("a@example.org".into());
+    });
+    stage.change("1005", |_, sentinel| {
+        sentinel.modified -= second;
+        sentinel.etag = "\"older\"".into();
+    });
+    {
+        let mut shelves = stage.shelves.lock().unwrap();
+        shelves.defender.remove("1006");
+        shelves.sentinel.remove(&twin_id(&key("1007")));
+        shelves.defender.remove("1008");
+    }
+    stage.change_link("1008", |link, _| link.parked = Some("Gone in defender".into()));
+    stage.change_link("1009", |_, state| state.known = None);
+    stage.change_link("1010", |_, state| {
+        let known = state.known.as_ref().unwrap();
+        state.intents.push(Intent {
+            side: Side::Sentinel,
+            fields: vec![Field::Severity],
+            names: Default::default(),
+            at: known.sentinel_etag.clone(),
+            defender: known.defender.clone(),
+            sentinel: known.sentinel.clone(),
+        });
+    });
+    // Put aside for something that may have ended.
+    stage.change_link("1011", |link, _| link.parked = Some("refused".into()));
+    stage.sweep().await;
+    let expected = ["1001", "1002", "1003", "1006", "1007", "1009", "1010", "1011"];
+    assert_eq!(stage.hinted(), expected.map(str::to_owned).into());
+    assert_eq!(stage.shelves.lock().unwrap().lists, [30, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_breaks_off_goes_on_or_begins_again() {
+    let stage = Stage::with(120);
+    stage.change("1119", |defender, _| defender.updated += time::Duration::SECOND);
+    let of_defender = |sweeper: Sweeper| -> ScopeSweep { sweeper.scopes().remove(0) };
+    let mut sweep = of_defender(stage.sweeper());
+    assert_eq!(sweep.step().await.unwrap(), Swept::Page { records: 50, hints: 0 });
+    // Nobody else sweeps meanwhile.
+    assert_eq!(of_defender(stage.sweeper()).step().await.unwrap(), Swept::NotOurs);
+    // The side asks us to wait, stumbles, and lets us in again: the list goes on where it was.
+    let wait = Duration::from_secs(40);
+    stage.shelves.lock().unwrap().trouble =
+        vec![Class::Retry { wait: None }, Class::Auth, Class::Retry { wait: Some(wait) }];
+    assert_eq!(sweep.step().await.unwrap(), Swept::Waiting(wait));
+    assert_eq!(sweep.step().await.unwrap(), Swept::Waiting(Duration::from_secs(60)));
+    assert_eq!(sweep.step().await.unwrap(), Swept::Waiting(Duration::from_secs(10)));
+    assert_eq!(sweep.step().await.unwrap(), Swept::Page { records: 50, hints: 0 });
+    // The process dies. Another takes over when the fence has run out, from the start.
+    drop(sweep);
+    tokio::time::sleep(Duration::from_secs(16 * 60)).await;
+    let mut sweep = of_defender(stage.sweeper());
+    for _ in 0..2 {
+        assert_eq!(sweep.step().await.unwrap(), Swept::Page { records: 50, hints: 0 });
+    }
+    assert_eq!(sweep.step().await.unwrap(), Swept::Finished { hints: 1 });
+    assert!(matches!(sweep.step().await.unwrap(), Swept::Resting(_)), "until the next is due");
+    // A side that answers nothing but trouble is left to the next time, and due then.
+    tokio::time::sleep(Duration::from_secs(6 * 60 * 60)).await;
+    stage.shelves.lock().unwrap().trouble = vec![Class::Retry { wait: None }; 3];
+    assert!(matches!(sweep.step().await.unwrap(), Swept::Waiting(_)));
+    assert!(matches!(sweep.step().await.unwrap(), Swept::Waiting(_)));
+    assert!(matches!(sweep.step().await.unwrap(), Swept::GivenUp(_)));
+    assert!(matches!(sweep.step().await.unwrap(), Swept::Resting(_)));
+    tokio::time::sleep(Duration::from_secs(6 * 60 * 60)).await;
+    assert_eq!(sweep.step().await.unwrap(), Swept::Page { records: 50, hints: 0 });
+}
