@@ -1,9 +1,9 @@
-//! The links of a tenant or of a workspace, some at a time: there may be a million of them.
+//! The links of a tenant, of a workspace or of a route, some at a time: there may be a million of them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::app::routes::Routes;
+use crate::app::routes::{Route, Routes};
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{LinkRecord, Scope, Store, StoreError};
 
@@ -31,6 +31,13 @@ impl LinkPages {
                 (tenants, Some(name.clone()))
             }
         };
+        Self { store: store.clone(), routes: routes.clone(), tenants, workspace, after: None }
+    }
+
+    /// Those of a route.
+    pub(crate) fn of_route(store: &Arc<dyn Store>, routes: &Arc<Routes>, route: &Route) -> Self {
+        let tenants = VecDeque::from([route.tenant_id.clone()]);
+        let workspace = Some(route.workspace.clone());
         Self { store: store.clone(), routes: routes.clone(), tenants, workspace, after: None }
     }
 

@@ -1,6 +1,7 @@
 //! The order of work, written over the ports: what is read before what, what is stored before what, and who waits
 //! for whom. It decides nothing about incidents (that is `domain`) and knows no HTTP and no SQL.
 
+pub mod drift;
 pub mod health;
 mod hung;
 pub mod intake;
@@ -8,6 +9,7 @@ mod links;
 mod merges;
 pub mod metrics;
 pub mod native;
+pub mod patience;
 pub mod poll;
 pub mod reconcile;
 pub mod routes;

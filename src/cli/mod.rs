@@ -3,6 +3,7 @@
 mod check;
 #[cfg(feature = "emulator")]
 mod demo;
+mod drift;
 mod explain;
 mod operate;
 mod plan;
@@ -99,6 +100,21 @@ enum Command {
         #[command(flatten)]
         file: ConfigFile,
     },
+    /// Compare both sides of every link, and say where they differ and why. Exit code 2 when they do.
+    ///
+    /// Differences that the rules of a route leave, and those that a side has no word for, are listed and are no drift.
+    Drift {
+        /// The route's name; every route when it is left out.
+        route: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Ask the running service to look at the links that differ. This command itself writes nothing.
+        #[arg(long)]
+        repair: bool,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Stop all writes of a route at once. Survives a restart.
     Hold {
         #[command(flatten)]
@@ -164,6 +180,9 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Plan { route, incident, file } => plan::run(&file.load()?, &route, &incident).await,
         Command::Explain { route, incident, last, file } => {
             explain::run(&file.load()?, &route, &incident, last).await
+        }
+        Command::Drift { route, json, repair, file } => {
+            drift::run(&file.load()?, route.as_deref(), json, repair).await
         }
         Command::Hold { which, reason, file } => operate::hold(&file.load()?, &which, &reason).await,
         Command::Release { which, file } => operate::release(&file.load()?, &which).await,

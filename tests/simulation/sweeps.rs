@@ -14,7 +14,7 @@ use lockstep::domain::mapping::new_twin;
 use lockstep::domain::model::*;
 use lockstep::domain::plan::{Intent, Known, LinkState};
 use lockstep::domain::policy::{Field, Policy};
-use lockstep::ports::{Clock, Defender, LinkRecord, Page, Sentinel};
+use lockstep::ports::{Clock, Defender, LinkRecord, Page, Sentinel, Store};
 use time::OffsetDateTime;
 
 use crate::sides::{Fuse, VirtualClock, defender_says};
@@ -23,16 +23,16 @@ use crate::world::{TENANT, WORKSPACE, key};
 
 /// Both sides as lists that are at rest unless a test says otherwise, with the calls counted.
 #[derive(Default)]
-struct Shelves {
-    defender: BTreeMap<String, DefenderIncident>,
-    sentinel: BTreeMap<String, SentinelIncident>,
-    lists: [u32; 2],
-    gets: u32,
+pub(crate) struct Shelves {
+    pub(crate) defender: BTreeMap<String, DefenderIncident>,
+    pub(crate) sentinel: BTreeMap<String, SentinelIncident>,
+    pub(crate) lists: [u32; 2],
+    pub(crate) gets: u32,
     /// What the next pages of Defender's list answer instead.
-    trouble: Vec<Class>,
+    pub(crate) trouble: Vec<Class>,
 }
 
-struct Shelf(Arc<Mutex<Shelves>>);
+pub(crate) struct Shelf(pub(crate) Arc<Mutex<Shelves>>);
 
 fn refusal(side: Side, class: Class) -> Failure {
     Failure {
@@ -105,15 +105,15 @@ impl Sentinel for Shelf {
     }
 }
 
-struct Stage {
-    shelves: Arc<Mutex<Shelves>>,
-    disk: Arc<Mutex<Disk>>,
-    clock: Arc<VirtualClock>,
+pub(crate) struct Stage {
+    pub(crate) shelves: Arc<Mutex<Shelves>>,
+    pub(crate) disk: Arc<Mutex<Disk>>,
+    pub(crate) clock: Arc<VirtualClock>,
 }
 
 impl Stage {
     /// So many links, all in step. Their ids are `1000` and on.
-    fn with(links: u32) -> Self {
+    pub(crate) fn with(links: u32) -> Self {
         let clock = Arc::new(VirtualClock::new());
         let (mut shelves, mut disk) = (Shelves::default(), Disk::default());
         for number in 0..links {
@@ -162,19 +162,27 @@ impl Stage {
         Self { shelves: Arc::new(Mutex::new(shelves)), disk: Arc::new(Mutex::new(disk)), clock }
     }
 
-    fn sweeper(&self) -> Sweeper {
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::new(Memory { disk: self.disk.clone(), fuse: Arc::new(Fuse::new(i64::MAX)) })
+    }
+
+    pub(crate) fn routes(&self, policy: Policy) -> Arc<Routes> {
         let shelf = || Arc::new(Shelf(self.shelves.clone()));
         let route = Route {
             name: "main".into(),
             tenant_id: TENANT.into(),
             workspace: WORKSPACE.into(),
-            policy: Policy::default(),
+            policy,
             defender: shelf(),
             sentinel: shelf(),
         };
+        Arc::new(Routes::new(vec![route]).unwrap())
+    }
+
+    fn sweeper(&self) -> Sweeper {
         Sweeper {
-            store: Arc::new(Memory { disk: self.disk.clone(), fuse: Arc::new(Fuse::new(i64::MAX)) }),
-            routes: Arc::new(Routes::new(vec![route]).unwrap()),
+            store: self.store(),
+            routes: self.routes(Policy::default()),
             clock: self.clock.clone(),
             metrics: Metrics::default(),
             options: SweepOptions::default(),
@@ -189,7 +197,7 @@ impl Stage {
     }
 
     /// The incidents that wait for a worker.
-    fn hinted(&self) -> BTreeSet<String> {
+    pub(crate) fn hinted(&self) -> BTreeSet<String> {
         let disk = self.disk.lock().unwrap();
         let rows = disk.rows.iter().filter(|(_, row)| row.wanted > row.done);
         rows.map(|(subject, _)| {
@@ -199,13 +207,13 @@ impl Stage {
         .collect()
     }
 
-    fn change(&self, id: &str, change: impl FnOnce(&mut DefenderIncident, &mut SentinelIncident)) {
+    pub(crate) fn change(&self, id: &str, change: impl FnOnce(&mut DefenderIncident, &mut SentinelIncident)) {
         let mut shelves = self.shelves.lock().unwrap();
         let Shelves { defender, sentinel, .. } = &mut *shelves;
         change(defender.get_mut(id).unwrap(), sentinel.get_mut(&twin_id(&key(id))).unwrap());
     }
 
-    fn change_link(&self, id: &str, change: impl FnOnce(&mut LinkRecord, &mut LinkState)) {
+    pub(crate) fn change_link(&self, id: &str, change: impl FnOnce(&mut LinkRecord, &mut LinkState)) {
         let mut disk = self.disk.lock().unwrap();
         let link = disk.links.get_mut(&key(id)).unwrap();
         let mut state = serde_json::from_str(&link.state).unwrap();

@@ -14,6 +14,7 @@ mod support;
 mod bad_records;
 mod budget;
 mod doors;
+mod drift;
 mod fields;
 mod many;
 mod merged;
