@@ -30,8 +30,11 @@ pub struct Limits {
     pub arm_writes: u32,
     /// What flows into it per second.
     pub arm_writes_per_second: u32,
-    /// The part of the minute's and the buckets' limits that we use.
+    /// The part of the buckets' limits that we use.
     pub margin: f64,
+    /// The part of the minute's limit that we use. Nearer to it than the others, since the span in which we count has a
+    /// second more than the service's: of 50, 47 in 61 seconds are 46 a minute.
+    pub minute_margin: f64,
     /// The part of the hour's limit that we use.
     pub hour_margin: f64,
     /// The part of the budget that belongs to the polls alone.
@@ -52,6 +55,7 @@ impl Default for Limits {
             arm_writes: 200,
             arm_writes_per_second: 10,
             margin: 0.9,
+            minute_margin: 0.94,
             hour_margin: 0.95,
             polls_own: 0.1,
             left_for_jobs: 0.3,
@@ -222,7 +226,7 @@ impl Quotas {
         self.entry(format!("graph {tenant_id} {client_id}"), |limits| {
             let all = Arc::new(Budget::windows(
                 &[
-                    (Duration::from_secs(60), f64::from(limits.graph_per_minute) * limits.margin),
+                    (Duration::from_secs(60), f64::from(limits.graph_per_minute) * limits.minute_margin),
                     (Duration::from_secs(3600), f64::from(limits.graph_per_hour) * limits.hour_margin),
                 ],
                 limits,
@@ -272,7 +276,7 @@ mod tests {
             }
             tokio::time::advance(Duration::from_millis(500)).await;
         }
-        for (span, most) in [(60, 45), (3600, 1425)] {
+        for (span, most) in [(60, 47), (3600, 1425)] {
             let worst = (0..calls.len())
                 .map(|first| {
                     let end = calls[first] + Duration::from_secs(span);
@@ -281,7 +285,12 @@ mod tests {
                 .max();
             assert!(worst <= Some(most), "{worst:?} calls in {span} s");
         }
-        assert!(calls.len() > 2 * 1200, "the budget is used: {}", calls.len());
+        // Nine tenths of what Microsoft allows, while the minute is what holds us up, and in the long run.
+        let within = |span: u64| {
+            calls.iter().filter(|call| call.duration_since(start) < Duration::from_secs(span)).count()
+        };
+        assert!(within(25 * 60) > 25 * 50 * 9 / 10, "{} calls in 25 minutes", within(25 * 60));
+        assert!(within(2 * 3600) > 2 * 1500 * 9 / 10, "{} calls in two hours", within(2 * 3600));
         assert!(polls >= 200, "polls are not starved: {polls}");
     }
 
@@ -290,7 +299,7 @@ mod tests {
         let quota = Quotas::new(Limits::default()).graph("t", "c");
         let polls = (0..100).filter(|_| quota.reads.try_take(Urgency::Poll).is_ok()).count();
         let jobs = (0..100).filter(|_| quota.reads.try_take(Urgency::Job).is_ok()).count();
-        assert_eq!((polls, jobs), (4 + 28, 13));
+        assert_eq!((polls, jobs), (4 + 30, 13));
     }
 
     #[tokio::test(start_paused = true)]
