@@ -10,6 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use url::{Host, Url};
@@ -135,7 +138,52 @@ pub struct Route {
     pub workspace: String,
     /// The rules per field.
     pub policy: Policy,
+    /// What of the past is copied when the route is first connected.
+    pub backfill: Option<Backfill>,
 }
+
+/// An order to copy what was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backfill {
+    /// From when on incidents came to be.
+    pub since: Since,
+    /// The newest first; else the oldest.
+    pub newest_first: bool,
+}
+
+/// A point in the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// An instant, or the start of a day (UTC).
+    At(OffsetDateTime),
+    /// So long ago.
+    Ago(Duration),
+}
+
+impl Since {
+    /// Reads `2026-01-31`, `2026-01-31T12:00:00Z` or `30d`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let at = match text.contains('T') {
+            true => OffsetDateTime::parse(text, &Rfc3339).ok(),
+            false => {
+                let day = format_description!("[year]-[month]-[day]");
+                Date::parse(text, day).ok().map(|day| day.midnight().assume_utc())
+            }
+        };
+        at.map(Since::At).or_else(|| parse_duration(text).map(Since::Ago))
+    }
+
+    /// When that is.
+    pub fn instant(self, now: OffsetDateTime) -> OffsetDateTime {
+        match self {
+            Since::At(at) => at,
+            Since::Ago(ago) => now - ago,
+        }
+    }
+}
+
+/// The words for the order of a backfill: whether the newest go first.
+pub const BACKFILL_ORDERS: &[(&str, bool)] = &[("newest", true), ("oldest", false)];
 
 /// How often the sides are looked at unasked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -490,6 +538,7 @@ impl Reader<'_> {
                 "alert_updates",
             ],
         );
+        self.known(node, &["name", "tenant", "workspace", "fields", "backfill"]);
         let name = self.name(node);
         let tenant = self.required(node, "tenant");
         let workspace = self.required(node, "workspace");
@@ -536,6 +585,30 @@ impl Reader<'_> {
             policy.freeze_after = time::Duration::try_from(wait).ok();
         }
         Some(Route { name: name?, tenant: tenant?, workspace: workspace?, policy })
+        let backfill = node.get("backfill").is_some().then(|| self.backfill(node));
+        Some(Route {
+            name: name?,
+            tenant: tenant?,
+            workspace: workspace?,
+            policy,
+            backfill: backfill.flatten(),
+        })
+    }
+
+    fn backfill(&mut self, route: &Node<'_>) -> Option<Backfill> {
+        let node = self.table(route, "backfill");
+        self.known(&node, &["since", "order"]);
+        let newest_first = self.word(&node, "order", BACKFILL_ORDERS, true);
+        let text = self.required(&node, "since")?;
+        let since = Since::parse(&text);
+        if since.is_none() {
+            self.wrong(
+                &node,
+                "since",
+                "must be a date such as \"2026-01-31\", or a time ago such as \"30d\"",
+            );
+        }
+        Some(Backfill { since: since?, newest_first })
     }
 
     /// Which incidents a route is for.
@@ -1292,6 +1365,22 @@ sweep_every = "1d"
             let errors = parse(&GOOD.replacen(from, to, 1)).unwrap_err();
             assert!(errors.to_string().lines().any(|line| line == wanted), "wanted {wanted}\ngot {errors}");
         }
+    }
+
+    #[test]
+    fn a_backfill_names_a_point_in_the_past() {
+        let with =
+            |table: &str| parse(&GOOD.replacen("[poll]", &format!("[routes.backfill]\n{table}\n[poll]"), 1));
+        let read = |table: &str| with(table).map(|config| config.routes[0].backfill);
+        let since = Since::Ago(30 * Duration::from_secs(86_400));
+        assert_eq!(read("since = \"30d\""), Ok(Some(Backfill { since, newest_first: true })));
+        let since = Since::At(time::macros::datetime!(2026-01-31 0:00 UTC));
+        let oldest = read("since = \"2026-01-31\"\norder = \"oldest\"");
+        assert_eq!(oldest, Ok(Some(Backfill { since, newest_first: false })));
+        for wrong in ["since = \"last week\"", "order = \"newest\"", "since = \"30d\"\nuntil = \"1d\""] {
+            assert!(with(wrong).unwrap_err().to_string().contains("routes[0].backfill"), "{wrong}");
+        }
+        assert_eq!(parse(GOOD).unwrap().routes[0].backfill, None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The order of work, written over the ports: what is read before what, what is stored before what, and who waits
 //! for whom. It decides nothing about incidents (that is `domain`) and knows no HTTP and no SQL.
 
+pub mod backfill;
 pub mod drift;
 pub mod health;
 mod hung;

@@ -1,5 +1,6 @@
 //! The command line: what a person types, and what it is joined from. Only here (and in `main`) do adapters meet `app`.
 
+mod backfill;
 mod check;
 #[cfg(feature = "emulator")]
 mod demo;
@@ -115,6 +116,15 @@ enum Command {
         #[command(flatten)]
         file: ConfigFile,
     },
+    /// Copy the incidents of the past. The running service does it, in the background, and goes on after a restart.
+    Backfill {
+        /// The route's name.
+        route: String,
+        #[command(flatten)]
+        what: backfill::What,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Stop all writes of a route at once. Survives a restart.
     Hold {
         #[command(flatten)]
@@ -184,6 +194,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Drift { route, json, repair, file } => {
             drift::run(&file.load()?, route.as_deref(), json, repair).await
         }
+        Command::Backfill { route, what, file } => backfill::run(&file.load()?, &route, &what).await,
         Command::Hold { which, reason, file } => operate::hold(&file.load()?, &which, &reason).await,
         Command::Release { which, file } => operate::release(&file.load()?, &which).await,
         Command::Parked { file } => operate::parked(&file.load()?).await,

@@ -20,6 +20,7 @@ use crate::adapters::entra::{EntraSettings, TokenSource};
 use crate::adapters::graph::{GraphClient, GraphSettings};
 use crate::adapters::sentinel::{DEFAULT_API_VERSION, SentinelClient, SentinelSettings};
 use crate::adapters::transport::{ClientOptions, Transport};
+use crate::app::backfill::{self, BackfillOptions, Backfiller};
 use crate::app::health::{Health, WatchedRoute};
 use crate::app::intake::Inbox;
 use crate::app::metrics::Metrics;
@@ -228,6 +229,14 @@ impl Service {
             options: SweepOptions { every: config.poll.sweep_every, ..SweepOptions::default() },
         };
         tasks.spawn(sweeper.run(stop.clone()));
+        order_backfills(config, &*store, clock.now()).await?;
+        let backfiller = Backfiller {
+            store: store.clone(),
+            routes: routes.clone(),
+            clock: clock.clone(),
+            options: BackfillOptions::default(),
+        };
+        tasks.spawn(backfiller.run(wake.clone(), stop.clone()));
         tasks.spawn(purge(store.clone(), clock.clone(), stop.clone()));
         #[cfg(feature = "emulator")]
         let looker = (routes, Reconciler { store: store.clone(), clock, metrics, watch });
@@ -278,6 +287,29 @@ impl Service {
             _ => error!("a part of the service has ended"),
         }
     }
+}
+
+/// Orders, once for each route, the backfill that its configuration asks for.
+async fn order_backfills(
+    config: &Config,
+    store: &dyn Store,
+    now: time::OffsetDateTime,
+) -> anyhow::Result<()> {
+    for route in &config.routes {
+        let Some(wanted) = route.backfill else { continue };
+        let order = backfill::Order {
+            since: wanted.since.instant(now),
+            until: now,
+            newest_first: wanted.newest_first,
+            ordered_at: now,
+            by: "configuration".to_owned(),
+            cancelled: false,
+        };
+        if backfill::give_once(store, &route.name, &order).await? {
+            info!(route = route.name, since = %order.since, "a backfill is ordered by the configuration");
+        }
+    }
+    Ok(())
 }
 
 async fn purge(store: Arc<dyn Store>, clock: Arc<dyn Clock>, stop: CancellationToken) {

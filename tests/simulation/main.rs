@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod backfills;
 mod drifts;
 mod file;
 mod house;

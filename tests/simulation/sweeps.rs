@@ -73,6 +73,21 @@ impl Defender for Shelf {
         Ok(page(all, 50, next))
     }
 
+    async fn created_between(
+        &self,
+        from: OffsetDateTime,
+        to: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<DefenderIncident>, Failure> {
+        let mut shelves = self.0.lock().unwrap();
+        shelves.lists[0] += 1;
+        if let Some(class) = shelves.trouble.pop() {
+            return Err(refusal(Side::Defender, class));
+        }
+        let within = |incident: &&DefenderIncident| incident.created.is_some_and(|at| at >= from && at < to);
+        Ok(page(shelves.defender.values().filter(within).cloned().collect(), 50, next))
+    }
+
     async fn update(&self, _id: &str, _patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {
         Err(refusal(Side::Defender, Class::Permanent))
     }
@@ -111,53 +126,59 @@ pub(crate) struct Stage {
     pub(crate) clock: Arc<VirtualClock>,
 }
 
+/// Both sides of an incident that is in step, and its link. Each is a minute older than the one before.
+pub(crate) fn at_rest(number: u32, now: OffsetDateTime) -> (DefenderIncident, SentinelIncident, LinkRecord) {
+    let id = (1_000 + number).to_string();
+    let updated = now - time::Duration::minutes(i64::from(number));
+    let defender = DefenderIncident {
+        id: id.clone(),
+        says: defender_says(),
+        created: Some(updated),
+        updated,
+        modified_by: None,
+        web_url: None,
+        redirect: None,
+    };
+    let sentinel = SentinelIncident {
+        name: twin_id(&key(&id)),
+        etag: format!("\"{number}\""),
+        says: new_twin(&defender),
+        first_activity: None,
+        last_activity: None,
+        modified: updated,
+        provider: Some("Azure Sentinel".into()),
+        provider_incident_id: Some(id.clone()),
+        url: None,
+    };
+    let known = Known {
+        defender: defender.says.clone(),
+        sentinel: sentinel.says.clone(),
+        defender_updated: updated,
+        sentinel_modified: updated,
+        sentinel_etag: sentinel.etag.clone(),
+    };
+    let state = LinkState { known: Some(known), ..LinkState::default() };
+    let link = LinkRecord {
+        key: key(&id),
+        route: "main".into(),
+        sentinel_id: sentinel.name.clone(),
+        state: serde_json::to_string(&state).unwrap(),
+        parked: None,
+        updated_at: updated,
+    };
+    (defender, sentinel, link)
+}
+
 impl Stage {
     /// So many links, all in step. Their ids are `1000` and on.
     pub(crate) fn with(links: u32) -> Self {
         let clock = Arc::new(VirtualClock::new());
         let (mut shelves, mut disk) = (Shelves::default(), Disk::default());
         for number in 0..links {
-            let id = (1_000 + number).to_string();
-            let updated = clock.now() - time::Duration::minutes(i64::from(number));
-            let defender = DefenderIncident {
-                id: id.clone(),
-                says: defender_says(),
-                created: Some(updated),
-                updated,
-                modified_by: None,
-                web_url: None,
-                redirect: None,
-            };
-            let sentinel = SentinelIncident {
-                name: twin_id(&key(&id)),
-                etag: format!("\"{number}\""),
-                says: new_twin(&defender),
-                first_activity: None,
-                last_activity: None,
-                modified: updated,
-                provider: Some("Azure Sentinel".into()),
-                provider_incident_id: Some(id.clone()),
-                url: None,
-            };
-            let known = Known {
-                defender: defender.says.clone(),
-                sentinel: sentinel.says.clone(),
-                defender_updated: updated,
-                sentinel_modified: updated,
-                sentinel_etag: sentinel.etag.clone(),
-            };
-            let state = LinkState { known: Some(known), ..LinkState::default() };
-            let link = LinkRecord {
-                key: key(&id),
-                route: "main".into(),
-                sentinel_id: sentinel.name.clone(),
-                state: serde_json::to_string(&state).unwrap(),
-                parked: None,
-                updated_at: updated,
-            };
+            let (defender, sentinel, link) = at_rest(number, clock.now());
             disk.links.insert(link.key.clone(), link);
             shelves.sentinel.insert(sentinel.name.clone(), sentinel);
-            shelves.defender.insert(id, defender);
+            shelves.defender.insert(defender.id.clone(), defender);
         }
         Self { shelves: Arc::new(Mutex::new(shelves)), disk: Arc::new(Mutex::new(disk)), clock }
     }
