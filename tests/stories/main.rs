@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod backfill;
 mod bad_records;
 mod budget;
 mod doors;
@@ -28,6 +29,10 @@ mod trouble;
 #[ignore = "waits for more than a minute: scripts/test runs it"]
 async fn all_that_waits() {
     stage::side_by_side(vec![
+        (
+            "a backfill uses the budget and never overruns it",
+            Box::pin(backfill::it_uses_the_budget_and_never_overruns_it()),
+        ),
         ("a flood of incidents overruns no limit", Box::pin(budget::a_flood_overruns_no_limit())),
         (
             "a change costs at most three calls, its echo included",
