@@ -536,9 +536,11 @@ impl Reader<'_> {
                 "shadow",
                 "alerts",
                 "alert_updates",
+                "backfill",
+                "comments",
+                "owners",
             ],
         );
-        self.known(node, &["name", "tenant", "workspace", "fields", "backfill"]);
         let name = self.name(node);
         let tenant = self.required(node, "tenant");
         let workspace = self.required(node, "workspace");
@@ -584,7 +586,6 @@ impl Reader<'_> {
             let wait = self.duration(node, "freeze_after_close", least, least, most);
             policy.freeze_after = time::Duration::try_from(wait).ok();
         }
-        Some(Route { name: name?, tenant: tenant?, workspace: workspace?, policy })
         let backfill = node.get("backfill").is_some().then(|| self.backfill(node));
         Some(Route {
             name: name?,

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 
 use crate::app::links::LinkPages;
 use crate::app::patience::Patience;
-use crate::app::reconcile::store_failure;
+use crate::app::reconcile::{REFUSAL_HOLDS, in_progress_refused, store_failure};
 use crate::app::routes::{Route, Routes};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{
@@ -33,8 +33,6 @@ const MOST_PAGES: u32 = 100_000;
 const JOURNAL_LINES: usize = 100;
 /// How much of a value is shown, in characters.
 const MOST_SHOWN: usize = 48;
-/// For how long a tenant's refusal of `inProgress` is believed, as when reconciling.
-const REFUSAL_HOLDS: time::Duration = time::Duration::days(7);
 const NOTHING: &str = "nothing";
 
 /// Why a difference is there.
@@ -270,8 +268,7 @@ impl Comparison {
     }
 
     async fn in_progress_refused(&self, tenant_id: &str) -> Result<bool, Failure> {
-        let name = format!("in-progress-refused:{tenant_id}");
-        let since = self.store.value(&name).await.map_err(store_failure)?;
+        let since = self.store.value(&in_progress_refused(tenant_id)).await.map_err(store_failure)?;
         let since = since.as_deref().and_then(parse_instant);
         Ok(since.is_some_and(|since| self.clock.now() - since < REFUSAL_HOLDS))
     }
@@ -294,7 +291,7 @@ impl Comparison {
             source: source.to_owned(),
         };
         // In the sweep's name too: then both sides are read, whichever has moved.
-        let hints: Vec<Hint> = ids.iter().flat_map(|id| [hint(id, "drift"), hint(id, "sweep")]).collect();
+        let hints: Vec<Hint> = ids.iter().map(|id| hint(id, "drift")).collect();
         if !hints.is_empty() {
             self.store.remember(hints, None, self.clock.now()).await?;
         }
@@ -450,6 +447,10 @@ fn of_defender(field: Field, says: &DefenderSays) -> String {
         Field::Verdict => format!("{}/{}", says.classification, says.determination),
         Field::Comment => text(says.resolving_comment.as_deref()),
         Field::Tags => list(says.tags.iter().map(String::as_str)),
+        Field::Determination => says.determination.to_string(),
+        Field::Facts => {
+            says.facts.as_ref().map_or(NOTHING.to_owned(), |facts| format!("{} alerts", facts.total()))
+        }
     }
 }
 
@@ -471,7 +472,12 @@ fn of_sentinel(field: Field, says: &SentinelSays) -> String {
             _ => NOTHING.to_owned(),
         },
         Field::Comment => text(says.comment.as_deref().filter(|_| closed)),
-        Field::Tags => list(says.labels.iter().filter(|label| !label.auto).map(|label| label.name.as_str())),
+        Field::Tags | Field::Determination => {
+            list(says.labels.iter().filter(|label| !label.auto).map(|label| label.name.as_str()))
+        }
+        Field::Facts => {
+            text(says.description.as_deref().and_then(|text| text.lines().find(|l| l.starts_with("Alerts:"))))
+        }
     }
 }
 

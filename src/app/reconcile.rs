@@ -43,7 +43,7 @@ const MOST_STALE_READS: u32 = 6;
 /// After this time a link that was put aside is looked at again when a hint comes.
 const PARKED_FOR: time::Duration = time::Duration::hours(1);
 /// For how long a tenant's refusal of `inProgress` is believed.
-const REFUSAL_HOLDS: time::Duration = time::Duration::days(7);
+pub(crate) const REFUSAL_HOLDS: time::Duration = time::Duration::days(7);
 /// The namespace of the ids that we choose for twins.
 const TWINS: Uuid = Uuid::from_u128(0x6a1d_7f0e_52c4_4b58_9e0b_7c35_11f2_8ad4);
 
@@ -77,7 +77,8 @@ impl Cause {
     /// Whether both sides are to be looked at even if the hinted one did not move: the sweep looks for what hints
     /// have missed, and a job whose sources are no longer known may have been one.
     pub(crate) fn thorough(&self) -> bool {
-        self.sources.is_empty() || self.sources.split(',').any(|source| source.trim() == "sweep")
+        self.sources.is_empty()
+            || self.sources.split(',').any(|source| matches!(source.trim(), "sweep" | "drift"))
     }
 
     pub(crate) fn to_json(&self) -> Value {
@@ -962,7 +963,7 @@ pub fn fence_name(key: &LinkKey) -> String {
     format!("link:{}/{}/{}", key.tenant_id, key.incident_id, key.workspace)
 }
 
-fn in_progress_refused(tenant_id: &str) -> String {
+pub(crate) fn in_progress_refused(tenant_id: &str) -> String {
     format!("in-progress-refused:{tenant_id}")
 }
 

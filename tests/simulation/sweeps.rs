@@ -17,7 +17,8 @@ use lockstep::domain::policy::{Field, Policy};
 use lockstep::ports::{Clock, Defender, LinkRecord, Page, Sentinel, Store};
 use time::OffsetDateTime;
 
-use crate::sides::{Fuse, VirtualClock, defender_says};
+use crate::life::{Fuse, VirtualClock};
+use crate::sides::defender_says;
 use crate::store::{Disk, Memory};
 use crate::world::{TENANT, WORKSPACE, key};
 
@@ -91,6 +92,18 @@ impl Defender for Shelf {
     async fn update(&self, _id: &str, _patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {
         Err(refusal(Side::Defender, Class::Permanent))
     }
+
+    async fn comment(
+        &self,
+        _: &str,
+        _: &str,
+    ) -> Result<Vec<lockstep::domain::model::DefenderComment>, Failure> {
+        unreachable!("nobody comments here")
+    }
+
+    async fn update_alert(&self, _: &str, _: &lockstep::domain::model::AlertPatch) -> Result<(), Failure> {
+        unreachable!("there are no alerts here")
+    }
 }
 
 #[async_trait]
@@ -118,6 +131,19 @@ impl Sentinel for Shelf {
     async fn put(&self, _name: &str, _write: &SentinelWrite) -> Result<SentinelIncident, Failure> {
         Err(refusal(Side::Sentinel, Class::Permanent))
     }
+
+    async fn comments(&self, _: &str) -> Result<Vec<lockstep::domain::model::SentinelComment>, Failure> {
+        Ok(Vec::new())
+    }
+
+    async fn put_comment(
+        &self,
+        _: &str,
+        _: &str,
+        _: &str,
+    ) -> Result<lockstep::domain::model::SentinelComment, Failure> {
+        unreachable!("nobody comments here")
+    }
 }
 
 pub(crate) struct Stage {
@@ -138,17 +164,19 @@ pub(crate) fn at_rest(number: u32, now: OffsetDateTime) -> (DefenderIncident, Se
         modified_by: None,
         web_url: None,
         redirect: None,
+        comments: Vec::new(),
+        alerts: None,
     };
     let sentinel = SentinelIncident {
         name: twin_id(&key(&id)),
         etag: format!("\"{number}\""),
-        says: new_twin(&defender),
-        first_activity: None,
-        last_activity: None,
+        says: new_twin(&defender, &Policy::default()),
         modified: updated,
         provider: Some("Azure Sentinel".into()),
         provider_incident_id: Some(id.clone()),
         url: None,
+        provider_url: None,
+        comments_count: None,
     };
     let known = Known {
         defender: defender.says.clone(),
@@ -193,6 +221,7 @@ impl Stage {
             name: "main".into(),
             tenant_id: TENANT.into(),
             workspace: WORKSPACE.into(),
+            home: "elsewhere".into(),
             policy,
             defender: shelf(),
             sentinel: shelf(),
