@@ -762,6 +762,8 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     for (index, intent) in seen.state.intents.iter().enumerate() {
         let fields = match intent.side {
             Side::Sentinel if intent.at != sentinel.etag => continue,
+            // What was merged away takes none of our words, and its status is not ours to say.
+            Side::Defender if d.status == DefenderStatus::Redirected => continue,
             Side::Sentinel => &mut sentinel_fields,
             Side::Defender => &mut defender_fields,
         };
