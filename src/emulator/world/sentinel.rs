@@ -969,8 +969,10 @@ fn checked(
             Some(value) => value.clone(),
         };
         let value = match name {
-            "classification" => word(name, &CLASSIFICATIONS)?,
-            "classificationReason" => word(name, &REASONS)?,
+            "classification" if given.contains_key(name) => word(name, &CLASSIFICATIONS)?,
+            "classificationReason" if given.contains_key(name) => word(name, &REASONS)?,
+            // Kept as it was.
+            "classification" | "classificationReason" => value,
             "owner" => {
                 let owner = value.as_object().ok_or_else(|| invalid("'owner' is not an object"))?;
                 Value::Object(
