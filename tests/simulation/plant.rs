@@ -638,7 +638,7 @@ impl Plug {
         let count = plant.under_way.entry(name.clone()).or_default();
         *count += 1;
         if *count > 1 {
-            plant.truth.violations.push(format!("two workers are on {name} at once"));
+            plant.truth.violations.push(format!("two workers are on {name} at once, one of application {}", self.app));
         }
         UnderWay { plant: self.shared.plant.clone(), name }
     }
@@ -680,7 +680,7 @@ impl Plug {
     /// A write: mostly now, sometimes after its sender has given it up.
     async fn write<T: Send + 'static>(
         &self,
-        land: impl FnOnce(&mut Plant, OffsetDateTime) -> T + Send + 'static,
+        land: impl FnOnce(&mut Plant, OffsetDateTime, bool) -> T + Send + 'static,
     ) -> Option<T> {
         let late = self.shared.with(|plant, now| {
             if let Some(slip) = plant.slip.remove(&self.side) {
@@ -689,13 +689,13 @@ impl Plug {
             let p = plant.faults.late;
             plant.chance(p).then(|| Duration::from_millis(500 + plant.rng.u64(0..12_000)))
         });
-        let Some(late) = late else { return Some(self.shared.with(land)) };
+        let Some(late) = late else { return Some(self.shared.with(|plant, now| land(plant, now, false))) };
         let shared = self.shared.clone();
         tokio::spawn(async move {
             tokio::time::sleep(late).await;
             shared.with(|plant, now| {
                 plant.tell(now, "  a request arrives that was given up:".into());
-                land(plant, now);
+                land(plant, now, true);
             });
         });
         // Its sender waits as long as it usually does.
@@ -767,7 +767,7 @@ impl Defender for Plug {
                 self.shared.with(|plant, now| {
                     plant.shown.insert((self.app, id.to_owned()), incident.clone());
                     let mark = if stale { " (lags)" } else { "" };
-                    plant.tell(now, format!("  GET defender {id}: {}{mark}", brief_defender(&incident.says)));
+                    plant.tell(now, format!("  GET defender {id} ({}): {}{mark}", self.app, brief_defender(&incident.says)));
                 });
                 Ok(Some(incident))
             }
@@ -814,7 +814,7 @@ impl Defender for Plug {
         let body = graph::patch(patch);
         let (scope, other, id, disk) =
             (self.scope.clone(), self.other.clone(), id.to_owned(), self.shared.disk.clone());
-        let land = move |plant: &mut Plant, now| {
+        let land = move |plant: &mut Plant, now, late| {
             let name = twin_id(&key(&scope, &id, &other));
             let before = plant.defender_face(&scope, &id, now);
             let app = plant.app.clone();
@@ -832,7 +832,7 @@ impl Defender for Plug {
                 let disk = disk.lock().unwrap();
                 let faces = (before, after);
                 let at = (id.as_str(), Side::Defender);
-                told = plant.truth.wrote(at, faces, other.as_ref(), seen.as_ref(), &disk, one_open);
+                told = plant.truth.wrote(at, faces, other.as_ref(), seen.as_ref(), &disk, (late, one_open));
             }
             let outcome = answer.as_ref().map_or_else(|r| r.message.clone(), |_| told.join("; "));
             plant.tell(now, format!("  PATCH defender {id} {value}: {outcome}"));
@@ -899,7 +899,7 @@ impl Sentinel for Plug {
                 let incident = self.unreadable(arm::incident(body.to_string().as_bytes()))?;
                 self.shared.with(|plant, now| {
                     let mark = if stale { " (lags)" } else { "" };
-                    plant.tell(now, format!("  GET sentinel: {}{mark}", brief_sentinel(&incident.says)));
+                    plant.tell(now, format!("  GET sentinel {} ({}): {}{mark}", &name[..8], self.app, brief_sentinel(&incident.says)));
                 });
                 Ok(Some(incident))
             }
@@ -947,7 +947,7 @@ impl Sentinel for Plug {
         let body = arm::put(write);
         let (scope, tenant, name, disk) =
             (self.scope.clone(), self.other.clone(), name.to_owned(), self.shared.disk.clone());
-        let land = move |plant: &mut Plant, now| {
+        let land = move |plant: &mut Plant, now, late| {
             let link = disk.lock().unwrap().links.values().find(|link| link.sentinel_id == name).cloned();
             let id = link.map(|link| link.key.incident_id).unwrap_or_default();
             let before = plant.sentinel_face(&scope, &name, now);
@@ -964,7 +964,7 @@ impl Sentinel for Plug {
                 let disk = disk.lock().unwrap();
                 let before = before.as_ref().unwrap_or(after);
                 let at = (id.as_str(), Side::Sentinel);
-                told = plant.truth.wrote(at, (before, after), other.as_ref(), None, &disk, one_open);
+                told = plant.truth.wrote(at, (before, after), other.as_ref(), None, &disk, (late, one_open));
             }
             let outcome = answer.as_ref().map_or_else(|r| r.message.clone(), |_| told.join("; "));
             plant.tell(now, format!("  PUT sentinel {id}: {outcome}"));

@@ -1,7 +1,7 @@
 //! What must hold, judged by somebody who saw everything: every edit with its time, every write with what it replaced.
 //! The words are translated here by a table of its own, so that a wrong mapping is no excuse.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use lockstep::domain::mapping::description_without_block;
 use lockstep::domain::model::*;
@@ -185,6 +185,8 @@ struct Edit {
     word: Word,
     /// Both sides have meant the same since.
     carried: bool,
+    /// The application has made it so: whoever edits the other side now does so on top of this.
+    copied: bool,
     /// It is still what this side says.
     stands: bool,
     /// Since the last quiet point.
@@ -207,9 +209,13 @@ pub(crate) struct Truth {
     pub(crate) own_words: BTreeSet<(String, Cell)>,
     /// Losses in Graph's window: the application could not have seen the edit.
     pub(crate) window: u32,
+    /// Values that a request changed after its sender had given it up.
+    pub(crate) late: u32,
     /// Overwrites that the journal has as clashes.
     pub(crate) clashes: u32,
     pub(crate) edited: u32,
+    /// What does not flow both ways.
+    pub(crate) one_way: HashSet<Field>,
     /// Incidents that were ever merged away.
     merged: BTreeSet<String>,
     pub(crate) violations: Vec<String>,
@@ -260,28 +266,37 @@ impl Truth {
                 self.own_words.insert((id.to_owned(), cell.clone()));
             }
             if let Some(theirs) = self.edits.get_mut(&(id.to_owned(), side.other(), cell.clone()))
-                && theirs.carried
+                && theirs.copied
             {
                 theirs.superseded = Some(now);
             }
-            let edit =
-                Edit { at: now, word: is, carried: false, stands: true, fresh: true, superseded: None };
+            let edit = Edit {
+                at: now,
+                word: is,
+                carried: false,
+                copied: false,
+                stands: true,
+                fresh: true,
+                superseded: None,
+            };
             self.edits.insert((id.to_owned(), side, cell), edit);
         }
         let (defender, sentinel) = match side {
             Side::Defender => (Some(after), other),
             Side::Sentinel => (other, Some(after)),
         };
-        self.meet(id, defender, sentinel);
+        self.meet(id, defender, sentinel, false);
         told
     }
 
     /// Marks what both sides mean by now.
-    fn meet(&mut self, id: &str, defender: Option<&Face>, sentinel: Option<&Face>) {
+    fn meet(&mut self, id: &str, defender: Option<&Face>, sentinel: Option<&Face>, by_us: bool) {
         let (Some(defender), Some(sentinel)) = (defender, sentinel) else { return };
         for ((_, _, cell), edit) in self.edits.iter_mut().filter(|((of, ..), _)| of == id) {
             let (d, s) = (defender.word(cell).means, sentinel.word(cell).means);
-            edit.carried |= edit.stands && d.is_some() && d == s;
+            let same = edit.stands && d.is_some() && d == s;
+            edit.carried |= same;
+            edit.copied |= same && by_us;
         }
     }
 
@@ -293,7 +308,7 @@ impl Truth {
         other: Option<&Face>,
         seen: Option<&Face>,
         disk: &Disk,
-        one_open: bool,
+        (late, one_open): (bool, bool),
     ) -> Vec<String> {
         let mut told = Vec::new();
         let link = disk.links.values().find(|link| link.key.incident_id == id);
@@ -307,6 +322,17 @@ impl Truth {
                 continue;
             }
             told.push(format!("{cell:?} {:?} -> {:?}", was.native, is.native));
+            if late {
+                // Given up by its sender, and nothing guards it: the window was open until now.
+                self.late += 1;
+                let along = if cell == Cell::Status { vec![Cell::Verdict, Cell::Comment] } else { Vec::new() };
+                let cells = along.into_iter().chain([cell.clone()]);
+                self.tainted.extend(cells.map(|cell| (id.to_owned(), cell)));
+                if let Some(edit) = self.edits.get_mut(&(id.to_owned(), side, cell)) {
+                    edit.stands = false;
+                }
+                continue;
+            }
             let Some(edit) = self.edits.get_mut(&(id.to_owned(), side, cell.clone())) else { continue };
             if !std::mem::replace(&mut edit.stands, false) || edit.carried {
                 continue;
@@ -321,6 +347,12 @@ impl Truth {
             }
             if clashed(disk, id, &cell, edit.at) {
                 self.clashes += 1;
+                continue;
+            }
+            // Sentinel has no verdict while it is open. Where it does not flow, reopening takes it, and the journal's
+            // line of the write has it.
+            let derived = matches!(cell, Cell::Verdict | Cell::Comment);
+            if derived && side == Side::Sentinel && !after.closed && self.one_way.contains(&Field::Verdict) {
                 continue;
             }
             // Edited and edited back before anybody looked.
@@ -342,7 +374,7 @@ impl Truth {
             Side::Defender => (Some(after), other),
             Side::Sentinel => (other, Some(after)),
         };
-        self.meet(id, defender, sentinel);
+        self.meet(id, defender, sentinel, true);
         told
     }
 
