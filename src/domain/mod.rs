@@ -11,6 +11,7 @@ pub mod mapping;
 pub mod merge;
 pub mod model;
 pub mod notice;
+pub mod owners;
 pub mod plan;
 pub mod policy;
 pub mod retry;

@@ -2,6 +2,7 @@
 
 mod alerts;
 mod loop_model;
+mod owners;
 mod plan_laws;
 mod round_trips;
 mod worlds;
