@@ -16,6 +16,8 @@ use crate::domain::model::{
     AlertPatch, DefenderComment, DefenderIncident, DefenderPatch, LinkKey, SentinelComment, SentinelIncident,
     SentinelWrite, Side,
 };
+use crate::domain::model::{DefenderIncident, DefenderPatch, LinkKey, SentinelIncident, SentinelWrite, Side};
+use crate::domain::owners::Person;
 
 /// What a hint is about: one incident of one side. The queue's key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -436,4 +438,12 @@ pub trait ApiObserver: Send + Sync + 'static {
 
     /// A token was fetched, or could not be: the sentence says why, without secrets.
     fn token(&self, side: Side, scope: &str, outcome: Result<OffsetDateTime, &str>);
+}
+
+/// The people of one tenant.
+#[async_trait]
+pub trait Directory: Send + Sync + 'static {
+    /// The user of this principal name or object id, or the group of this object id. `None` when there is neither.
+    /// A failure means that the directory would not say, and proves nothing about the person.
+    async fn person(&self, name_or_id: &str) -> Result<Option<Person>, Failure>;
 }

@@ -4,6 +4,8 @@
 mod client;
 #[doc(hidden)]
 pub mod codec;
+mod directory;
 mod wire;
 
 pub use client::{GraphClient, GraphSettings};
+pub use directory::GraphDirectory;
