@@ -19,11 +19,13 @@ use url::{Host, Url};
 use uuid::Uuid;
 
 use crate::domain::cloud::Cloud;
+use crate::domain::comments::CommentPolicy;
 use crate::domain::filter::{Filter, Unmatched};
 use crate::domain::model::{
     DefenderClassification, DefenderDetermination, DefenderSeverity, DefenderStatus, SentinelReason,
     workspace_id,
 };
+use crate::domain::owners::{Fallback, OwnerPolicy};
 use crate::domain::policy::{
     AlertMode, Direction, Field, Follow, LabelRules, Native, Policy, TitleTemplate, Vanished, Winner, offered,
 };
@@ -576,6 +578,11 @@ impl Reader<'_> {
             }
         }
         policy.determinations = self.determinations(node);
+        policy.comments = self.comments(node);
+        policy.owners = self.owners(node);
+        if let Fallback::Label(prefix) = &policy.owners.fallback {
+            policy.labels.owner = Some(prefix.clone());
+        }
         policy.native = self.word(node, "native_connector", NATIVES, policy.native);
         policy.vanished = self.word(node, "vanished", VANISHED, policy.vanished);
         policy.alerts = self.word(node, "alerts", ALERT_MODES, policy.alerts);
@@ -658,6 +665,67 @@ impl Reader<'_> {
             self.wrong(node, "system_tags_label", "must differ from `determination_label` at its beginning");
         }
         rules
+    }
+
+    /// How comments are carried.
+    fn comments(&mut self, node: &Node<'_>) -> CommentPolicy {
+        let node = self.table(node, "comments");
+        self.known(&node, &["direction", "edits", "ignore", "defender_limit"]);
+        let direction = self.word(&node, "direction", DIRECTIONS, Direction::Both);
+        CommentPolicy {
+            to_sentinel: direction.to_sentinel(),
+            to_defender: direction.to_defender(),
+            edits: self.word(&node, "edits", &[("notice", true), ("ignore", false)], true),
+            ignore: self.texts(&node, "ignore"),
+            defender_limit: self.number(&node, "defender_limit", 30_000, 1_000_000).max(500) as usize,
+            ..CommentPolicy::default()
+        }
+    }
+
+    /// How owners are carried.
+    fn owners(&mut self, node: &Node<'_>) -> OwnerPolicy {
+        let node = self.table(node, "owners");
+        self.known(&node, &["map", "domains", "lookup", "fallback", "fallback_owner", "fallback_label"]);
+        let pairs = |reader: &mut Self, key: &str| {
+            let table = reader.table(&node, key);
+            let entries: Vec<String> = table
+                .table
+                .into_iter()
+                .flat_map(|t| t.iter().map(|(name, _)| name.get_ref().to_string()))
+                .collect();
+            let mut pairs = Vec::new();
+            for name in entries {
+                if let Some(other) = reader.text(&table, &name) {
+                    pairs.push((name, other));
+                }
+            }
+            pairs
+        };
+        let (map, rewrite) = (pairs(self, "map"), pairs(self, "domains"));
+        if let Some((one, other)) =
+            rewrite.iter().find(|(one, other)| one.contains('@') || other.contains('@'))
+        {
+            self.wrong(&node, "domains", &format!("takes domains without an @, not {one} = {other}"));
+        }
+        let lookup = self.flag(&node, "lookup", false);
+        let owner = self.text(&node, "fallback_owner");
+        let label = self.text(&node, "fallback_label").unwrap_or_else(|| "owner/".to_owned());
+        let words = [("as-is", 0), ("leave", 1), ("owner", 2), ("label", 3)];
+        let fallback = match (self.word(&node, "fallback", &words, 0), owner) {
+            (1, _) => Fallback::Leave,
+            (2, Some(owner)) => Fallback::Owner(owner),
+            (2, None) => {
+                self.wrong(
+                    &node,
+                    "fallback_owner",
+                    "is missing: who takes the incidents of people without a counterpart",
+                );
+                Fallback::AsIs
+            }
+            (3, _) => Fallback::Label(label),
+            _ => Fallback::AsIs,
+        };
+        OwnerPolicy { map, rewrite, lookup, fallback }
     }
 
     /// The determination for each of Sentinel's reasons, where the default is not wanted.

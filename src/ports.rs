@@ -16,7 +16,6 @@ use crate::domain::model::{
     AlertPatch, DefenderComment, DefenderIncident, DefenderPatch, LinkKey, SentinelComment, SentinelIncident,
     SentinelWrite, Side,
 };
-use crate::domain::model::{DefenderIncident, DefenderPatch, LinkKey, SentinelIncident, SentinelWrite, Side};
 use crate::domain::owners::Person;
 
 /// What a hint is about: one incident of one side. The queue's key.

@@ -18,6 +18,7 @@ use crate::app::routes::Route;
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::filter::Unmatched;
 use crate::domain::model::{DefenderIncident, DefenderStatus, LinkKey, SentinelStatus, Side};
+use crate::domain::owners::{self, Answer, Question};
 use crate::domain::plan::{
     Change, Known, Landed, LinkState, Outcome, Plan, Refused, Snapshot, agree, announce, format_instant,
     hash, left_out, parse_instant, plan, stale, take_back,
@@ -383,6 +384,7 @@ impl Reconciler {
             return Ok(Ok(report));
         }
         let mut policy = policy.clone();
+        ask(run.route, &seen, &mut policy).await;
         let (heirs, histories) = self.inheritance(run, &seen, &mut policy).await?;
         let mut planned = self.planned(run, &seen, &policy);
         if writes_in_progress(&planned) && self.in_progress_refused(&run.key.tenant_id).await? {
@@ -411,6 +413,9 @@ impl Reconciler {
             }
             Outcome::Vanished(side) => return Ok(Ok(self.vanished(run, *side).await?)),
             Outcome::Both | Outcome::Create => {}
+        }
+        for unmapped in &planned.unmapped {
+            planned.unsaid.push((Field::Owner, format!("{}: {}", unmapped.name, unmapped.why)));
         }
         if policy.shadow {
             return Ok(Ok(self.shadow(run, &planned).await?));
@@ -625,7 +630,9 @@ impl Reconciler {
         policy.in_progress_writable &= !self.in_progress_refused(&key.tenant_id).await?;
         let sentinel = route.sentinel.incident(&sentinel_id).await?;
         let defender = route.defender.incident(&key.incident_id).await?;
-        Ok(plan(&Snapshot { key: key.clone(), state, defender, sentinel }, &policy))
+        let seen = Snapshot { key: key.clone(), state, defender, sentinel };
+        ask(route, &seen, &mut policy).await;
+        Ok(plan(&seen, &policy))
     }
 
     fn defender_first(&self, run: &Run<'_>, second: bool) -> bool {
@@ -944,6 +951,35 @@ impl Reconciler {
         let since = value.as_deref().and_then(parse_instant);
         Ok(since.is_some_and(|since| self.clock.now() - since < REFUSAL_HOLDS))
     }
+}
+
+/// Asks the directories about owners who moved, where the route may: then the plan knows them. What a directory will not
+/// say is no reason to stop.
+async fn ask(route: &Route, seen: &Snapshot, policy: &mut Policy) {
+    let defender = seen.defender.as_ref().and_then(|d| d.says.owner.clone());
+    let sentinel = seen.sentinel.as_ref().map(|s| s.says.owner.clone()).unwrap_or_default();
+    let settled = seen
+        .state
+        .known
+        .as_ref()
+        .is_some_and(|known| known.defender.owner == defender && known.sentinel.owner == sentinel);
+    if settled {
+        return;
+    }
+    for Question { directory, name } in owners::questions(defender.as_deref(), &sentinel, &policy.owners) {
+        let Some(asked) = route.directories.of(directory) else { continue };
+        let answer = match asked.person(&name).await {
+            Ok(Some(person)) => Answer::Found(person),
+            Ok(None) => Answer::Missing,
+            Err(_) => Answer::Unknown,
+        };
+        policy.people.insert(directory, &name, answer);
+    }
+}
+
+/// The name of the stored value that reports an owner without a counterpart.
+pub fn unmapped_name(tenant_id: &str, side: Side, name: &str) -> String {
+    format!("unmapped-owner:{tenant_id}:{side}:{}", name.trim().to_lowercase())
 }
 
 /// The ARM name of an incident's twin: the same for the same incident, so that a repeated create is the same create.

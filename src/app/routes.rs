@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::domain::model::LinkKey;
+use crate::domain::model::{LinkKey, Side};
 use crate::domain::policy::Policy;
-use crate::ports::{Defender, Sentinel};
+use crate::ports::{Defender, Directory, Sentinel};
 
 /// One Defender tenant to one workspace.
 #[derive(Clone)]
@@ -25,6 +25,27 @@ pub struct Route {
     pub defender: Arc<dyn Defender>,
     /// The workspace's Sentinel.
     pub sentinel: Arc<dyn Sentinel>,
+    /// The directories of both tenants, where the route may ask them.
+    pub directories: Directories,
+}
+
+/// Who knows the people of either side. None where the route does not ask.
+#[derive(Clone, Default)]
+pub struct Directories {
+    /// Of the Defender tenant.
+    pub defender: Option<Arc<dyn Directory>>,
+    /// Of the workspace's own tenant.
+    pub sentinel: Option<Arc<dyn Directory>>,
+}
+
+impl Directories {
+    /// The directory of a side.
+    pub fn of(&self, side: Side) -> Option<&Arc<dyn Directory>> {
+        match side {
+            Side::Defender => self.defender.as_ref(),
+            Side::Sentinel => self.sentinel.as_ref(),
+        }
+    }
 }
 
 impl fmt::Debug for Route {

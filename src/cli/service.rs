@@ -1,6 +1,8 @@
 //! The service, joined together: adapters behind ports, workers, pollers and the sweep over them, doors in front. The
 //! same for `serve` and for the demo.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use crate::adapters::budget::{Limits, Quotas};
 use crate::adapters::call::Shared;
 use crate::adapters::clock::{FastrandDice, SystemClock};
 use crate::adapters::entra::{EntraSettings, TokenSource};
-use crate::adapters::graph::{GraphClient, GraphSettings};
+use crate::adapters::graph::{GraphClient, GraphDirectory, GraphSettings};
 use crate::adapters::sentinel::{DEFAULT_API_VERSION, SentinelClient, SentinelSettings};
 use crate::adapters::transport::{ClientOptions, Transport};
 use crate::app::backfill::{self, BackfillOptions, Backfiller};
@@ -28,12 +30,12 @@ use crate::app::poll::{PollOptions, Poller};
 #[cfg(feature = "emulator")]
 use crate::app::reconcile::Reconciler;
 use crate::app::reconcile::Watch;
-use crate::app::routes::{Route, Routes};
+use crate::app::routes::{Directories, Route, Routes};
 use crate::app::sweep::{SweepOptions, Sweeper};
 use crate::app::worker::Worker;
 use crate::config::{Config, Tenant};
 use crate::http::{self, AppState, DoorMetrics, Doors, Phase};
-use crate::ports::{Clock, Store};
+use crate::ports::{Clock, Directory, Store};
 use crate::telemetry;
 
 use super::operate;
@@ -94,6 +96,7 @@ impl Sides {
         };
         let mut sides = Self { defenders: Vec::new(), sentinels: Vec::new(), routes: Arc::default() };
         let mut routes = Vec::new();
+        let mut people: HashMap<String, Arc<dyn Directory>> = HashMap::new();
         for route in &config.routes {
             let defending = tenant(&route.tenant)?;
             if !sides.defenders.iter().any(|(name, _)| *name == route.tenant) {
@@ -128,6 +131,30 @@ impl Sides {
             }
             let defender = sides.defenders.iter().find(|(name, _)| *name == route.tenant);
             let sentinel = sides.sentinels.iter().find(|(name, _)| *name == route.workspace);
+            let mut directory = |name: &str| -> anyhow::Result<Option<Arc<dyn Directory>>> {
+                if !route.policy.owners.lookup {
+                    return Ok(None);
+                }
+                let of = tenant(name)?;
+                let known = people.entry(of.tenant_id.clone());
+                let made = match known {
+                    Entry::Occupied(known) => known.get().clone(),
+                    Entry::Vacant(place) => {
+                        let settings = GraphSettings {
+                            graph_url: of.graph_url.clone(),
+                            scope: of.cloud.graph_scope().to_owned(),
+                            tenant_id: of.tenant_id.clone(),
+                            alerts: false,
+                        };
+                        let made: Arc<dyn Directory> =
+                            Arc::new(GraphDirectory::new(settings, source(name)?, shared.clone()));
+                        place.insert(made).clone()
+                    }
+                };
+                Ok(Some(made))
+            };
+            let directories =
+                Directories { defender: directory(&route.tenant)?, sentinel: directory(&workspace.tenant)? };
             // Both were put there by the lines above.
             if let (Some((_, defender)), Some((_, sentinel))) = (defender, sentinel) {
                 routes.push(Route {
@@ -138,6 +165,7 @@ impl Sides {
                     policy: route.policy.clone(),
                     defender: defender.clone(),
                     sentinel: sentinel.clone(),
+                    directories,
                 });
             }
         }

@@ -365,6 +365,9 @@ pub struct SentinelOwner {
     pub upn: Option<String>,
     /// `assignedTo`: the display name.
     pub name: Option<String>,
+    /// `ownerType` is `Group`. Real users come back as `Unknown` (`sentinel.md` §6), so nothing else is read from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub group: bool,
 }
 
 /// A Sentinel label.

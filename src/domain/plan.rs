@@ -15,9 +15,10 @@ use crate::domain::mapping as map;
 use crate::domain::merge::{Judgement, Names, Pair, judge, merge_names};
 use crate::domain::model::{
     AlertPatch, DefenderClassification, DefenderDetermination, DefenderIncident, DefenderPatch, DefenderSays,
-    DefenderSeverity, DefenderStatus, Facts, LinkKey, SentinelClassification, SentinelIncident,
+    DefenderSeverity, DefenderStatus, Facts, Label, LinkKey, SentinelClassification, SentinelIncident,
     SentinelOwner, SentinelSays, SentinelStatus, SentinelWrite, Side,
 };
+use crate::domain::owners::{self, Mapped, Unmapped};
 use crate::domain::policy::{FIELDS, Field, LabelRules, Policy, Winner, offered};
 
 /// Two modified times closer than this prove no order: two clocks, moved by our own writes too.
@@ -310,6 +311,8 @@ pub struct Plan {
     pub withheld: Vec<(Side, Field)>,
     /// Which labels are our own.
     pub labels: LabelRules,
+    /// Owners who moved and have no counterpart.
+    pub unmapped: Vec<Unmapped>,
 }
 
 impl Plan {
@@ -325,6 +328,7 @@ impl Plan {
             intents: Vec::new(),
             withheld: Vec::new(),
             labels: LabelRules::default(),
+            unmapped: Vec::new(),
         }
     }
 
@@ -409,8 +413,15 @@ fn with_created(seen: &Snapshot) -> Cow<'_, Snapshot> {
 }
 
 fn create(incident: &DefenderIncident, policy: &Policy) -> Plan {
-    let says = allowed(map::new_twin(incident, policy), incident, policy);
+    let mut says = map::new_twin(incident, policy);
     let mut plan = Plan::bare(Outcome::Create);
+    let owner = owners::to_sentinel(incident.says.owner.as_deref(), &policy.people, &policy.owners);
+    says.owner = owner.value().cloned().unwrap_or_default();
+    plan.unmapped.extend(owner.unmapped().cloned());
+    if let Mapped::Instead { label: Some(name), .. } = owner {
+        says.labels.push(Label { name, auto: false });
+    }
+    let says = allowed(says, incident, policy);
     plan.labels = policy.labels.clone();
     plan.withheld = policy.mute.iter().filter(|(side, _)| *side == Side::Sentinel).copied().collect();
     let shown = Shown::of(&incident.says, &says, policy);
@@ -447,6 +458,7 @@ fn allowed(mut says: SentinelSays, incident: &DefenderIncident, policy: &Policy)
     }
     if !flows(Field::Owner) {
         says.owner = SentinelOwner::default();
+        says.labels.retain(|label| !policy.labels.is_owner(&label.name));
     }
     if !flows(Field::Tags) {
         says.labels.retain(|label| policy.labels.own(&label.name));
@@ -638,14 +650,25 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     }
 
     // Owner.
+    let (people, owners) = (&policy.people, &policy.owners);
+    let for_sentinel = owners::to_sentinel(d.owner.as_deref(), people, owners);
+    let for_defender = owners::to_defender(&s.owner, people, owners);
     let decision = planner.decide(Cell {
         field: Field::Owner,
         known: base(Field::Owner).map(|d, s| (d.owner.clone(), map::owner_key(&s.owner))),
         now: Pair { defender: d.owner.clone(), sentinel: map::owner_key(&s.owner) },
-        same: &|d, _| map::owner_same(d.as_deref(), &s.owner),
-        to_sentinel: &|d| Some(map::owner_key(&map::owner_to_sentinel(d.as_deref()))),
-        to_defender: &|_| map::owner_to_defender(&s.owner),
+        same: &|d, _| owners::same(d.as_deref(), &s.owner, people, owners),
+        to_sentinel: &|_| for_sentinel.value().map(map::owner_key),
+        to_defender: &|_| for_defender.value().cloned(),
     });
+    let moved = base(Field::Owner).map(|d, s| (d.owner.clone(), map::owner_key(&s.owner)));
+    let unmapped = match moved {
+        Some(known) if known.defender == d.owner && known.sentinel == map::owner_key(&s.owner) => None,
+        Some(known) if known.defender == d.owner => for_defender.unmapped(),
+        _ if owners::same(d.owner.as_deref(), &s.owner, people, owners) => None,
+        _ => for_sentinel.unmapped(),
+    };
+    planner.plan.unmapped.extend(unmapped.cloned());
     if decision.sentinel.is_none()
         && decision.defender.is_none()
         && let Some(owner) = &policy.also.owner
@@ -653,11 +676,20 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         && map::owner_key(&s.owner).is_none()
     {
         // Nobody has it, and somebody had the incident that was merged into it.
-        (goal_d.owner, goal_s.owner) = (Some(owner.clone()), map::owner_to_sentinel(Some(owner)));
+        goal_d.owner = Some(owner.clone());
+        if let Some(owner) = owners::to_sentinel(Some(owner), people, owners).value() {
+            goal_s.owner = owner.clone();
+        }
         rules[Field::Owner as usize] = Some((Side::Defender, Rule::Inherited));
     }
-    if decision.sentinel.is_some() {
-        goal_s.owner = map::owner_to_sentinel(d.owner.as_deref());
+    if decision.sentinel.is_some()
+        && let Some(owner) = for_sentinel.value()
+    {
+        goal_s.owner = owner.clone();
+        goal_s.labels.retain(|label| label.auto || !own.is_owner(&label.name));
+        if let Mapped::Instead { label: Some(name), .. } = &for_sentinel {
+            goal_s.labels.push(Label { name: name.clone(), auto: false });
+        }
         rules[Field::Owner as usize] = Some((Side::Sentinel, decision.rule));
     }
     if let Some(owner) = decision.defender {
@@ -681,7 +713,7 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     }
     let why = if known.is_some() { Rule::OneSided } else { Rule::FirstMeeting };
     if goal.sentinel != now.sentinel {
-        goal_s.labels = map::labels_for_sentinel(&goal.sentinel, &s.labels, d, own);
+        goal_s.labels = map::labels_for_sentinel(&goal.sentinel, &goal_s.labels, d, own);
         rules[Field::Tags as usize] = Some((Side::Sentinel, why));
     }
     if goal.defender != now.defender {
@@ -1208,7 +1240,16 @@ fn same_words_sentinel(own: &LabelRules, field: Field, a: &SentinelSays, b: &Sen
         }
         Field::Severity => a.severity == b.severity,
         Field::Status => a.status == b.status,
-        Field::Owner => map::owner_key(&a.owner) == map::owner_key(&b.owner),
+        Field::Owner => {
+            let label = |says: &SentinelSays| {
+                says.labels
+                    .iter()
+                    .filter(|l| own.is_owner(&l.name))
+                    .map(|l| l.name.clone())
+                    .collect::<Vec<_>>()
+            };
+            map::owner_key(&a.owner) == map::owner_key(&b.owner) && label(a) == label(b)
+        }
         // An open incident says nothing; a closed one may say that nothing was determined. That is not the same.
         Field::Verdict => closed(a) == closed(b) && raw_verdict(a) == raw_verdict(b),
         Field::Comment => {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::comments::CommentPolicy;
 use crate::domain::filter::Filter;
 use crate::domain::model::{DefenderClassification, DefenderDetermination, SentinelReason, Side};
+use crate::domain::owners::{OwnerPolicy, People};
 
 /// The members that Lockstep keeps in step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -299,6 +300,10 @@ pub struct Policy {
     pub follow: Follow,
     /// How comments are carried.
     pub comments: CommentPolicy,
+    /// How owners are carried.
+    pub owners: OwnerPolicy,
+    /// What the directories said about the owners at hand.
+    pub people: People,
     /// The twin is Microsoft's connector's: classification and closing are its business, see [`Policy::beside_native`].
     pub native_twin: bool,
     /// What this round brings besides: the tags and the owner of an incident that was merged into this one.
@@ -322,6 +327,8 @@ impl Default for Policy {
             alerts: AlertMode::default(),
             follow: Follow::default(),
             comments: CommentPolicy::default(),
+            owners: OwnerPolicy::default(),
+            people: People::default(),
             native_twin: false,
             also: Also::default(),
         }

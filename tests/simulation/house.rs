@@ -129,6 +129,7 @@ impl House {
                 tenant_id: tenant_id.clone(),
                 workspace: place.clone(),
                 home: "elsewhere".into(),
+                directories: lockstep::app::routes::Directories::default(),
                 policy: self.policy.clone(),
                 defender: plug(Side::Defender, tenant_id, place, Pace::graph(Limits::default())),
                 sentinel: plug(Side::Sentinel, place, tenant_id, Pace::arm(Limits::default())),

@@ -638,7 +638,10 @@ impl Plug {
         let count = plant.under_way.entry(name.clone()).or_default();
         *count += 1;
         if *count > 1 {
-            plant.truth.violations.push(format!("two workers are on {name} at once, one of application {}", self.app));
+            plant
+                .truth
+                .violations
+                .push(format!("two workers are on {name} at once, one of application {}", self.app));
         }
         UnderWay { plant: self.shared.plant.clone(), name }
     }
@@ -767,7 +770,14 @@ impl Defender for Plug {
                 self.shared.with(|plant, now| {
                     plant.shown.insert((self.app, id.to_owned()), incident.clone());
                     let mark = if stale { " (lags)" } else { "" };
-                    plant.tell(now, format!("  GET defender {id} ({}): {}{mark}", self.app, brief_defender(&incident.says)));
+                    plant.tell(
+                        now,
+                        format!(
+                            "  GET defender {id} ({}): {}{mark}",
+                            self.app,
+                            brief_defender(&incident.says)
+                        ),
+                    );
                 });
                 Ok(Some(incident))
             }
@@ -851,7 +861,7 @@ impl Defender for Plug {
         self.arrive(true, false).await?;
         let body: Value = serde_json::from_slice(&graph::new_comment(text)).expect("we send JSON");
         let (scope, id) = (self.scope.clone(), id.to_owned());
-        let land = move |plant: &mut Plant, now| {
+        let land = move |plant: &mut Plant, now, _| {
             let app = plant.app.clone();
             let answer = plant.tenant((&app, &scope), now, |tenant, moment| {
                 tenant.comment(false, &id, &body, &Plant::query(Vec::new(), false), moment)
@@ -899,7 +909,15 @@ impl Sentinel for Plug {
                 let incident = self.unreadable(arm::incident(body.to_string().as_bytes()))?;
                 self.shared.with(|plant, now| {
                     let mark = if stale { " (lags)" } else { "" };
-                    plant.tell(now, format!("  GET sentinel {} ({}): {}{mark}", &name[..8], self.app, brief_sentinel(&incident.says)));
+                    plant.tell(
+                        now,
+                        format!(
+                            "  GET sentinel {} ({}): {}{mark}",
+                            &name[..8],
+                            self.app,
+                            brief_sentinel(&incident.says)
+                        ),
+                    );
                 });
                 Ok(Some(incident))
             }
@@ -1001,7 +1019,7 @@ impl Sentinel for Plug {
         self.arrive(true, false).await?;
         let body: Value = serde_json::from_slice(&arm::put_comment(message)).expect("we send JSON");
         let (scope, name, id) = (self.scope.clone(), name.to_owned(), id.to_owned());
-        let land = move |plant: &mut Plant, now| {
+        let land = move |plant: &mut Plant, now, _| {
             let app = plant.app.clone();
             let answer = plant.workspace((&app, &scope), now, |place, moment| {
                 place.put_child(&name, Child::Comment, &id, &body, moment)

@@ -132,11 +132,25 @@ impl Life {
         house.replicas = replicas > 1;
         let faulty = rng.u8(..4) > 0;
         let tally = Tally { lives: 1, ..Tally::default() };
-        Self { rng, house, apps: Vec::new(), replicas, faulty, faulty_fuses: true, ids: Vec::new(), equal_times, tally }
+        Self {
+            rng,
+            house,
+            apps: Vec::new(),
+            replicas,
+            faulty,
+            faulty_fuses: true,
+            ids: Vec::new(),
+            equal_times,
+            tally,
+        }
     }
 
     fn fuse(&mut self) -> i64 {
-        if self.faulty && self.faulty_fuses && self.rng.u8(..10) < 7 { self.rng.i64(5..300) } else { i64::MAX }
+        if self.faulty && self.faulty_fuses && self.rng.u8(..10) < 7 {
+            self.rng.i64(5..300)
+        } else {
+            i64::MAX
+        }
     }
 
     /// Starts what is missing, once the dead are gone for good: aborting takes a few turns.
@@ -330,9 +344,6 @@ fn told(seed: u64, file: Option<&str>) -> (Result<Tally, String>, String) {
             (plant.truth.clashes, plant.truth.window, plant.truth.late);
         drop(plant);
         let again = format!("LOCKSTEP_SEED={seed} cargo test --test simulation seeds");
-        ended
-            .map(|()| tally)
-            .map_err(|why| format!("{}\nseed {seed}: {why}\nagain: {again}", life.house.story()))
         let story = life.house.story();
         (ended.map(|()| tally).map_err(|why| format!("{story}\nseed {seed}: {why}\nagain: {again}")), story)
     })

@@ -222,6 +222,7 @@ impl Stage {
             tenant_id: TENANT.into(),
             workspace: WORKSPACE.into(),
             home: "elsewhere".into(),
+            directories: lockstep::app::routes::Directories::default(),
             policy,
             defender: shelf(),
             sentinel: shelf(),

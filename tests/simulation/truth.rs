@@ -117,7 +117,7 @@ impl Face {
             plain(Some(&says.title)),
             plain(description_without_block(says.description.as_deref()).as_deref()),
         );
-        let SentinelOwner { object_id, email, upn, name } = &says.owner;
+        let SentinelOwner { object_id, email, upn, name, group: _ } = &says.owner;
         let named = [upn, email, name].into_iter().map(|name| plain(name.as_deref())).find(|n| !n.is_empty());
         let owner = named.clone().or(object_id.clone()).unwrap_or_default().to_lowercase();
         let nameless = named.is_none() && object_id.is_some();
@@ -325,7 +325,8 @@ impl Truth {
             if late {
                 // Given up by its sender, and nothing guards it: the window was open until now.
                 self.late += 1;
-                let along = if cell == Cell::Status { vec![Cell::Verdict, Cell::Comment] } else { Vec::new() };
+                let along =
+                    if cell == Cell::Status { vec![Cell::Verdict, Cell::Comment] } else { Vec::new() };
                 let cells = along.into_iter().chain([cell.clone()]);
                 self.tainted.extend(cells.map(|cell| (id.to_owned(), cell)));
                 if let Some(edit) = self.edits.get_mut(&(id.to_owned(), side, cell)) {

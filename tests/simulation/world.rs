@@ -100,6 +100,7 @@ impl World {
             tenant_id: (*tenant_id).to_owned(),
             workspace: (*workspace).to_owned(),
             home: "elsewhere".into(),
+            directories: lockstep::app::routes::Directories::default(),
             policy: Policy::default(),
             defender: plug(Side::Defender, tenant_id),
             sentinel: plug(Side::Sentinel, workspace),

@@ -58,7 +58,7 @@ struct Memory {
 impl GraphDirectory {
     /// Calls nothing yet.
     pub fn new(settings: GraphSettings, tokens: Arc<TokenSource>, shared: Shared) -> Self {
-        let GraphSettings { graph_url, scope, tenant_id } = settings;
+        let GraphSettings { graph_url, scope, tenant_id, alerts: _ } = settings;
         let base = format!("{}/v1.0", graph_url.as_str().trim_end_matches('/'));
         let mut probe = graph_url.clone();
         probe.set_path(&format!("{}/v1.0/users", graph_url.path().trim_end_matches('/')));

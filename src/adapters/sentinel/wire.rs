@@ -95,6 +95,7 @@ fn read(object: &Map<String, Value>) -> Result<SentinelIncident, String> {
                 email: of_owner("email"),
                 upn: of_owner("userPrincipalName"),
                 name: of_owner("assignedTo"),
+                group: of_owner("ownerType").is_some_and(|kind| kind.eq_ignore_ascii_case("Group")),
             },
             classification: lenient::text(properties, "classification")
                 .map(|word| SentinelClassification::parse(&word)),
@@ -188,7 +189,7 @@ pub(super) fn put(write: &SentinelWrite) -> Vec<u8> {
 
 /// The members that are there; nulls for nobody.
 fn owner_of(owner: &SentinelOwner) -> Value {
-    let SentinelOwner { object_id, email, upn, name } = owner;
+    let SentinelOwner { object_id, email, upn, name, group } = owner;
     let members =
         [("objectId", object_id), ("email", email), ("userPrincipalName", upn), ("assignedTo", name)];
     let nobody = members.iter().all(|(_, value)| value.is_none());
@@ -196,6 +197,7 @@ fn owner_of(owner: &SentinelOwner) -> Value {
         .into_iter()
         .filter(|(_, value)| nobody || value.is_some())
         .map(|(member, value)| (member.to_owned(), json!(value)))
+        .chain(group.then(|| ("ownerType".to_owned(), json!("Group"))))
         .collect()
 }
 
