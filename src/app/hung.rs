@@ -54,6 +54,11 @@ impl HungPlan {
         self.posts.iter().map(|post| post.marker.as_str())
     }
 
+    /// Whether a history is told, which Defender is to have as well.
+    pub(crate) fn tells_history(&self) -> bool {
+        self.own.iter().any(|(_, _, digest)| digest.is_none())
+    }
+
     fn touches_sentinel(&self) -> bool {
         !self.puts.is_empty() || !self.own.is_empty()
     }

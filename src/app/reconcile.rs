@@ -400,9 +400,7 @@ impl Reconciler {
         }
         match &planned.outcome {
             Outcome::Nothing(why) => {
-                let why = (*why).to_owned();
-                self.forward(run, &mut seen).await?;
-                return Ok(Ok(Report::of(End::Nothing(why))));
+                return Ok(Ok(Report::of(End::Nothing((*why).to_owned()))));
             }
             Outcome::Vanished(side) if run.cause.attempts < DOUBTS => {
                 return Err(retry(
@@ -467,12 +465,13 @@ impl Reconciler {
             Carried::Landed(mut landed) => {
                 match self.send_hung(run, &hung).await? {
                     Sent::Held(reason) => return Ok(Ok(Report::of(End::Held(reason)))),
-                    // What hangs on an incident moves its etag: learn it, so that our own write is no news.
-                    Sent::All(true) => {
+                    // What hangs on an incident moves its etag: learn it, so that our own write is no news. A history is:
+                    // it goes on to Defender like a comment of anybody's.
+                    Sent::All(true) if histories.is_empty() => {
                         landed.after =
                             run.route.sentinel.incident(&run.link.sentinel_id).await.unwrap_or(None);
                     }
-                    Sent::All(false) => {}
+                    Sent::All(_) => {}
                 }
                 Ok(Ok(self.agree(run, &seen, &planned, *landed, heirs, &hung).await?))
             }
@@ -813,7 +812,7 @@ impl Reconciler {
         state.hung = run.state.hung.clone();
         state.hung.defender_comments = seen.defender.as_ref().map_or(0, |defender| defender.comments.len());
         state.hung.alerts_seen = seen.defender.as_ref().and_then(alerts_hash);
-        let again = again || hung.look_again.is_some_and(|at| at <= self.clock.now());
+        let again = again || hung.tells_history() || hung.look_again.is_some_and(|at| at <= self.clock.now());
         let wrote = !planned.is_empty() || !hung.is_empty();
         let mut lines = Vec::new();
         if wrote {
