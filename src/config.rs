@@ -65,6 +65,8 @@ pub struct Config {
     pub poll: Poll,
     /// `[limits]`
     pub limits: Limits,
+    /// `[journal] keep`: for how long the journal is kept.
+    pub journal_keep: Duration,
     /// `[log]`
     pub log: Log,
     /// The text of `[http] ca_file`: certificates (PEM) to trust besides the built-in ones.
@@ -72,12 +74,14 @@ pub struct Config {
 }
 
 /// Where the service listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Server {
     /// The address and port.
     pub listen: SocketAddr,
     /// Where senders reach it.
     pub public_url: Option<Url>,
+    /// What opens the API; none keeps it shut.
+    pub api_tokens: Vec<SecretString>,
 }
 
 /// An Entra tenant and our registration in it.
@@ -378,7 +382,18 @@ impl Reader<'_> {
         let root = Node { path: String::new(), span: 0..0, table: Some(root) };
         self.known(
             &root,
-            &["server", "store", "tenants", "workspaces", "routes", "poll", "limits", "log", "http"],
+            &[
+                "server",
+                "store",
+                "tenants",
+                "workspaces",
+                "routes",
+                "poll",
+                "limits",
+                "journal",
+                "log",
+                "http",
+            ],
         );
         let server = self.server(&root);
         let store = self.table(&root, "store");
@@ -396,6 +411,10 @@ impl Reader<'_> {
         self.references(&root, &tenants, &workspaces, &routes);
         let poll = self.poll(&root);
         let limits = self.limits(&root);
+        let journal = self.table(&root, "journal");
+        self.known(&journal, &["keep"]);
+        let day = Duration::from_secs(86_400);
+        let journal_keep = self.duration(&journal, "keep", 90 * day, day, 3_650 * day);
         let log = self.log(&root);
         let http = self.table(&root, "http");
         self.known(&http, &["ca_file"]);
@@ -411,6 +430,7 @@ impl Reader<'_> {
             routes: routes.into_iter().collect::<Option<_>>()?,
             poll,
             limits,
+            journal_keep,
             log,
             ca_pem,
         })
@@ -418,7 +438,7 @@ impl Reader<'_> {
 
     fn server(&mut self, root: &Node<'_>) -> Option<Server> {
         let node = self.table(root, "server");
-        self.known(&node, &["listen", "public_url"]);
+        self.known(&node, &["listen", "public_url", "api_tokens", "api_tokens_file"]);
         let listen = self.overridden(&node, "listen", "LOCKSTEP_LISTEN").unwrap_or("127.0.0.1:8080".into());
         let listen = listen.parse();
         if listen.is_err() {
@@ -426,7 +446,15 @@ impl Reader<'_> {
         }
         let public_url = self.overridden(&node, "public_url", "LOCKSTEP_PUBLIC_URL");
         let public_url = public_url.and_then(|text| self.web(&node, "public_url", &text));
-        Some(Server { listen: listen.ok()?, public_url })
+        let api_tokens = self.secrets(&node, "api_tokens");
+        if api_tokens.iter().any(|token| token.expose_secret().len() < 16) {
+            self.wrong(
+                &node,
+                "api_tokens",
+                "each must have 16 characters or more: make one with `openssl rand -hex 32`",
+            );
+        }
+        Some(Server { listen: listen.ok()?, public_url, api_tokens })
     }
 
     fn tenant(&mut self, node: &Node<'_>) -> Option<Tenant> {

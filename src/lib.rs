@@ -11,6 +11,7 @@ pub mod adapters;
 pub mod config;
 pub mod http;
 pub mod telemetry;
+pub mod trace;
 
 #[cfg(feature = "emulator")]
 pub mod emulator;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::domain::digest::Bookmark;
 use crate::domain::failure::Failure;
 use crate::domain::model::{
     AlertPatch, DefenderComment, DefenderIncident, DefenderPatch, LinkKey, SentinelComment, SentinelIncident,
@@ -406,6 +407,9 @@ pub trait Sentinel: Send + Sync + 'static {
 
     /// Creates or replaces the comment of this id: repeating it is the same comment.
     async fn put_comment(&self, name: &str, id: &str, message: &str) -> Result<SentinelComment, Failure>;
+
+    /// Creates or replaces the bookmark of this id, and relates it to an incident. Repeating it changes nothing.
+    async fn put_bookmark(&self, name: &str, id: &str, bookmark: &Bookmark) -> Result<(), Failure>;
 }
 
 /// What time it is.

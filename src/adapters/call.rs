@@ -20,6 +20,7 @@ use super::transport::{Answer, Broken, Transport};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::Side;
 use crate::ports::{ApiObserver, Clock};
+use crate::trace::{self, TracedCall};
 
 /// How long a side that cannot be reached is left alone.
 const UNREACHABLE: Duration = Duration::from_secs(15);
@@ -301,6 +302,16 @@ impl Caller {
             status,
             started.elapsed(),
         );
+        trace::note(TracedCall {
+            side: self.service.side,
+            operation: call.operation,
+            status,
+            ids: match &outcome {
+                Ok(answer) => answer.request_ids().map(|ids| ids.to_string()),
+                Err(_) => Some(format!("{} {id}", self.service.id_header)),
+            },
+            took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        });
         let retry = Class::Retry { wait: None };
         let name = self.service.name;
         match outcome {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::app::reconcile::{FENCE_FOR, Reconciler, Run, fence_lost, store_failure};
 use crate::domain::comments::{self, CommentPlan, CommentsSeen, DefenderPost, SentinelPut};
-use crate::domain::digest;
+use crate::domain::digest::{self, Bookmark};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{AlertPatch, DefenderPatch, DefenderStatus, Side};
 use crate::domain::plan::{Outcome, Plan, Snapshot, hash};
@@ -18,6 +18,8 @@ use crate::ports::{Held, JournalEntry};
 const DIGEST_UNITS: usize = 29_000;
 /// How many comments the digest of the alerts may fill. Sentinel holds 100.
 const DIGEST_PARTS: usize = 8;
+/// How many bookmarks an incident takes (`sentinel.md` §12).
+const MOST_BOOKMARKS: usize = 20;
 /// How many alerts are made to follow in one run; the rest follows in the next.
 const FOLLOWERS: usize = 20;
 /// How many comments a link may take in an hour: far more than people write, far less than a loop does.
@@ -33,6 +35,8 @@ pub(crate) struct HungPlan {
     posts: Vec<DefenderPost>,
     /// Comments of our own for Sentinel: id, text, and the digest's part and hash, if it is one.
     own: Vec<(String, String, Option<(usize, u64)>)>,
+    /// Bookmarks of alerts: id, and the hash of what it says.
+    bookmarks: Vec<(String, Bookmark, u64)>,
     /// Alerts that are to follow.
     follow: Vec<(String, AlertPatch)>,
     /// Whether more alerts are to follow in another run.
@@ -46,7 +50,11 @@ pub(crate) struct HungPlan {
 impl HungPlan {
     /// Whether nothing is to be sent.
     pub(crate) fn is_empty(&self) -> bool {
-        self.puts.is_empty() && self.posts.is_empty() && self.own.is_empty() && self.follow.is_empty()
+        self.puts.is_empty()
+            && self.posts.is_empty()
+            && self.own.is_empty()
+            && self.follow.is_empty()
+            && self.bookmarks.is_empty()
     }
 
     /// The posts, in order, by their markers.
@@ -60,7 +68,7 @@ impl HungPlan {
     }
 
     fn touches_sentinel(&self) -> bool {
-        !self.puts.is_empty() || !self.own.is_empty()
+        !self.puts.is_empty() || !self.own.is_empty() || !self.bookmarks.is_empty()
     }
 }
 
@@ -92,6 +100,7 @@ impl Reconciler {
             puts: Vec::new(),
             posts: Vec::new(),
             own: Vec::new(),
+            bookmarks: Vec::new(),
             follow: Vec::new(),
             follow_on: false,
             look_again: None,
@@ -149,6 +158,25 @@ impl Reconciler {
                 if state.digest.get(part) != Some(&now) {
                     hung.own.push((own_id(twin, &format!("alerts/{part}")), text, Some((part, now))));
                 }
+            }
+        }
+        if policy.alerts == AlertMode::Bookmarks
+            && !merged
+            && let Some(alerts) = &incident.alerts
+        {
+            let mut free = MOST_BOOKMARKS.saturating_sub(state.bookmarks.len());
+            for alert in digest::bookmarked(alerts, alerts.len()) {
+                let bookmark = digest::bookmark(alert);
+                let id = own_id(twin, &format!("bookmark/{}", alert.id));
+                let now = hash(&format!("{bookmark:?}"));
+                match state.bookmarks.get(&id) {
+                    Some(then) if *then == now => continue,
+                    Some(_) => {}
+                    // One that is there stays, even if a more severe alert joins: removing takes a right of its own.
+                    None if free == 0 => continue,
+                    None => free -= 1,
+                }
+                hung.bookmarks.push((id, bookmark, now));
             }
         }
         for history in histories {
@@ -263,6 +291,25 @@ impl Reconciler {
                 parts.resize(parts.len().max(part + 1), 0);
                 parts[*part] = *hash;
             }
+        }
+        for (id, bookmark, hash) in &hung.bookmarks {
+            if let Some(reason) = self.still_ours(run).await? {
+                self.unsend(run, hung.markers()).await?;
+                return Ok(Sent::Held(reason));
+            }
+            match run.route.sentinel.put_bookmark(&twin, id, bookmark).await {
+                Ok(()) => {}
+                Err(failure) if failure.effect == Effect::None && failure.class == Class::Permanent => {
+                    // Refused for good (an onboarded workspace, the twentieth): the digest shows the alert.
+                    let line = self.line(run, "refused", json!({"bookmark": id, "why": failure.message}));
+                    self.save(run, None, &[line]).await?;
+                }
+                Err(failure) => {
+                    self.unsend(run, hung.markers()).await?;
+                    return self.broke_off(run, failure).await;
+                }
+            }
+            run.state.hung.bookmarks.insert(id.clone(), *hash);
         }
         for DefenderPost { marker, text, .. } in &hung.posts {
             if let Some(reason) = self.still_ours(run).await? {

@@ -3,6 +3,7 @@
 
 pub mod backfill;
 pub mod drift;
+pub mod explain;
 pub mod health;
 mod hung;
 pub mod intake;

@@ -25,6 +25,7 @@ use crate::domain::plan::{
 };
 use crate::domain::policy::{Field, Policy, Vanished};
 use crate::ports::{Clock, Fence, Held, JournalEntry, LinkRecord, Store, StoreError};
+use crate::trace;
 
 /// How long a link's fence lasts from the moment it was taken or prolonged: well over one request's time limit, since
 /// it is prolonged immediately before each send.
@@ -68,6 +69,8 @@ pub struct Cause {
     pub version: Option<String>,
     /// The doors it came through, comma separated.
     pub sources: String,
+    /// How many hints came in.
+    pub hints: i64,
     /// How often the job failed in a row.
     pub attempts: u32,
     /// When its first hint came in.
@@ -259,7 +262,23 @@ impl Reconciler {
             }
         }
         let mut run = Run { route, key, fence, cause, link, state, dirty: false };
-        self.rounds(&mut run).await
+        let ended = self.rounds(&mut run).await;
+        if let Err(failure) = &ended
+            && !run.link.state.is_empty()
+        {
+            // What was read and sent in vain is told too, once for each kind of trouble.
+            let detail = json!({
+                "code": failure.code, "why": failure.message, "attempt": run.cause.attempts + 1,
+                "cause": run.cause.to_json(), "calls": trace::taken(),
+            });
+            let line = self.line(&run, "failed", detail);
+            if run.cause.attempts == 0 && failure.code != "fence-lost" {
+                let parked = run.link.parked.clone();
+                // The failure is what counts; a line that could not be stored is not.
+                let _ = self.save(&mut run, parked, &[line]).await;
+            }
+        }
+        ended
     }
 
     /// Passes until one is through. A pass ends early when a side will not take a value: then the others are tried
@@ -524,7 +543,10 @@ impl Reconciler {
             }
             Unmatched::Close => {
                 let closed = seen.sentinel.as_ref().is_some_and(|s| s.says.status == SentinelStatus::Closed);
-                if run.state.left_out || closed {
+                let known_closed = run.state.intents.is_empty()
+                    && run.state.known.as_ref().is_some_and(|k| k.sentinel.status == SentinelStatus::Closed);
+                // Whoever opened it again in Sentinel has their reason.
+                if closed || (run.state.left_out && known_closed) {
                     return nothing(format!(
                         "closed and left, because it is no longer for this route: {why}"
                     ));
@@ -760,7 +782,9 @@ impl Reconciler {
             return Err(failure);
         }
         run.state = take_back(before, &run.state, planned, side);
-        let detail = json!({"side": side, "code": failure.code, "why": failure.message});
+        let detail = json!({
+            "side": side, "code": failure.code, "why": failure.message, "calls": trace::taken(),
+        });
         let line = self.line(run, "refused", detail);
         self.save(run, None, &[line]).await?;
         let in_progress =
@@ -823,6 +847,7 @@ impl Reconciler {
                 "defender": landed.defender.as_ref().map(|d| format_instant(d.updated)),
                 "sentinel": landed.sentinel.as_ref().map(|s| &s.etag),
                 "moved_meanwhile": again,
+                "calls": trace::taken(),
             });
             lines.push(self.line(run, "landed", detail));
         } else {
@@ -910,6 +935,7 @@ impl Reconciler {
                 "side": intent.side,
                 "create": planned.outcome == Outcome::Create,
                 "changes": changes,
+                "hints": run.cause.hints,
                 "cause": run.cause.to_json(),
                 "versions": versions,
             });

@@ -19,6 +19,7 @@ use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{LinkKey, Side};
 use crate::domain::retry::{self, HELD_DELAY, Verdict};
 use crate::ports::{Clock, Dice, Fence, JobLease, Scope, Settlement, Store, StoreError};
+use crate::trace;
 
 /// How long a job is leased. A worker that dies gives its job back after this time.
 pub const LEASE_FOR: Duration = Duration::from_secs(55);
@@ -175,6 +176,7 @@ impl Worker {
             side: lease.subject.side,
             version: lease.version.clone(),
             sources: lease.sources.clone(),
+            hints: lease.hints,
             attempts: lease.attempts,
             first_hint_at: lease.first_hint_at,
         };
@@ -258,7 +260,7 @@ impl Worker {
         cause: &Cause,
     ) -> Result<Report, Failure> {
         let (this, link, held, why) = (self.reconciler.clone(), key.clone(), fence.clone(), cause.clone());
-        let run = async move { this.reconcile(&route, &link, &held, &why).await };
+        let run = trace::collect(async move { this.reconcile(&route, &link, &held, &why).await });
         let task = AbortOnDropHandle::new(tokio::spawn(run));
         let unfinished = |code: &str, message: &str| Failure {
             class: Class::Retry { wait: None },

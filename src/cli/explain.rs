@@ -5,40 +5,40 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use super::operate::{self, no_route};
+use crate::adapters::clock::SystemClock;
+use crate::app::explain;
 use crate::config::Config;
-use crate::domain::model::LinkKey;
-use crate::ports::JournalEntry;
+use crate::ports::{Clock, JournalEntry};
 
 pub(super) async fn run(
     config: &Config,
     route: &str,
     incident: &str,
     lines: usize,
+    json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let found = config.routes.iter().find(|known| known.name == route);
-    let names =
-        found.and_then(|route| Some((config.tenant(&route.tenant)?, config.workspace(&route.workspace)?)));
-    let Some((tenant, workspace)) = names else { return Err(no_route(config, route)) };
-    let key = LinkKey {
-        tenant_id: tenant.tenant_id.clone(),
-        incident_id: incident.to_owned(),
-        workspace: workspace.resource_id(),
+    let Some((found, key)) = operate::link_of(config, route, incident) else {
+        return Err(no_route(config, route));
     };
     let store = operate::open(config).await?;
-    println!("{key}");
-    match store.link(&key).await? {
-        None => println!("  not linked: the incident was never copied"),
-        Some(link) => {
-            println!("  its twin in Sentinel is {}", link.sentinel_id);
-            if let Some(reason) = link.parked {
-                println!("  put aside: {reason}");
-            }
-        }
+    let now = SystemClock.now();
+    let explained = explain::explain(&*store, route, &found.policy, key, lines, now).await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&explained.to_json())?);
+        return Ok(ExitCode::SUCCESS);
     }
-    for entry in store.journal(&key, lines).await? {
-        for line in told(&entry) {
+    println!("{}", explained.key);
+    match &explained.link {
+        None => println!("  not linked: the incident was never copied"),
+        Some(link) => println!("  its twin in Sentinel is {}", link.sentinel_id),
+    }
+    for entry in &explained.entries {
+        for line in told(entry) {
             println!("  {line}");
         }
+    }
+    for reason in &explained.why_not {
+        println!("  not written: {reason}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -68,7 +68,31 @@ fn told(entry: &JournalEntry) -> Vec<String> {
             lines.push(format!("{at} clash: {field} {lost} gave way to {kept} of {winner} ({rule})"));
         }
         "park" => lines.push(format!("{at} put aside: {}", text(&detail["reason"]))),
+        "field-parked" => {
+            lines.push(format!("{at} put aside: {}, {}", text(&detail["field"]), text(&detail["reason"])));
+        }
+        "landed" => lines.push(format!("{at} answered, and agreed on")),
+        "refused" | "failed" => {
+            lines.push(format!("{at} {kind}: {} ({})", text(&detail["why"]), text(&detail["code"])));
+        }
+        "vanished" => lines.push(format!("{at} {}", text(&detail["reason"]))),
+        "comment" if detail["note"].is_string() => {
+            lines.push(format!("{at} comments: {}", text(&detail["note"])))
+        }
+        "comment" => {
+            let [side, source, why] = ["side", "source", "why"].map(|name| text(&detail[name]));
+            lines.push(format!("{at} comment to {side} ({source}): {why}"));
+        }
+        "alerts" => lines.push(format!("{at} the digest of the alerts is written to sentinel")),
+        "unsaid" => {
+            lines.push(format!("{at} left alone: {} ({})", text(&detail["field"]), text(&detail["why"])))
+        }
         _ => lines.push(format!("{at} {kind}: {detail}")),
+    }
+    for call in detail["calls"].as_array().into_iter().flatten() {
+        let [side, operation, ids] = ["side", "operation", "ids"].map(|name| text(&call[name]));
+        let status = call["status"].as_u64().map_or("no answer".to_owned(), |status| status.to_string());
+        lines.push(format!("    call: {side} {operation} {status} ({ids})"));
     }
     lines
 }
@@ -76,6 +100,7 @@ fn told(entry: &JournalEntry) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::model::LinkKey;
     use serde_json::json;
     use time::OffsetDateTime;
 

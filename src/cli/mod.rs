@@ -98,6 +98,9 @@ enum Command {
         /// How many entries of the journal to look back.
         #[arg(long, default_value_t = 100)]
         last: usize,
+        /// As JSON, with every detail and the request ids of both services.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         file: ConfigFile,
     },
@@ -188,8 +191,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Emulator(args) => crate::emulator::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Check { file, connect } => check::run(&file.config, file.load(), connect).await,
         Command::Plan { route, incident, file } => plan::run(&file.load()?, &route, &incident).await,
-        Command::Explain { route, incident, last, file } => {
-            explain::run(&file.load()?, &route, &incident, last).await
+        Command::Explain { route, incident, last, json, file } => {
+            explain::run(&file.load()?, &route, &incident, last, json).await
         }
         Command::Drift { route, json, repair, file } => {
             drift::run(&file.load()?, route.as_deref(), json, repair).await

@@ -108,6 +108,22 @@ fn parse_subject(text: &str) -> anyhow::Result<Subject> {
     Ok(Subject { side, scope: scope.to_lowercase(), native_id: native_id.to_owned() })
 }
 
+/// A route by its name, and the link of one of its incidents.
+pub(super) fn link_of<'c>(
+    config: &'c Config,
+    route: &str,
+    incident: &str,
+) -> Option<(&'c crate::config::Route, crate::domain::model::LinkKey)> {
+    let found = config.routes.iter().find(|known| known.name == route)?;
+    let (tenant, workspace) = (config.tenant(&found.tenant)?, config.workspace(&found.workspace)?);
+    let key = crate::domain::model::LinkKey {
+        tenant_id: tenant.tenant_id.clone(),
+        incident_id: incident.to_owned(),
+        workspace: workspace.resource_id(),
+    };
+    Some((found, key))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

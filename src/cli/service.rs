@@ -43,7 +43,6 @@ use super::operate;
 /// How often what has had its time is forgotten.
 const PURGE_EVERY: Duration = Duration::from_secs(60);
 /// How long the journal is kept.
-const JOURNAL_FOR: time::Duration = time::Duration::days(90);
 
 /// Both systems of every route, as the configuration joins them.
 pub(super) struct Sides {
@@ -265,7 +264,7 @@ impl Service {
             options: BackfillOptions::default(),
         };
         tasks.spawn(backfiller.run(wake.clone(), stop.clone()));
-        tasks.spawn(purge(store.clone(), clock.clone(), stop.clone()));
+        tasks.spawn(purge(store.clone(), clock.clone(), config.journal_keep, stop.clone()));
         #[cfg(feature = "emulator")]
         let looker = (routes, Reconciler { store: store.clone(), clock, metrics, watch });
         phase.running();
@@ -340,14 +339,14 @@ async fn order_backfills(
     Ok(())
 }
 
-async fn purge(store: Arc<dyn Store>, clock: Arc<dyn Clock>, stop: CancellationToken) {
+async fn purge(store: Arc<dyn Store>, clock: Arc<dyn Clock>, keep: Duration, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(PURGE_EVERY) => {}
             () = stop.cancelled() => return,
         }
         let now = clock.now();
-        if let Err(error) = store.purge(now, now - JOURNAL_FOR).await {
+        if let Err(error) = store.purge(now, now - keep).await {
             warn!("old entries could not be forgotten, trying again later: {error}");
         }
     }

@@ -5,6 +5,7 @@
 //! compared through the lossy mapping only to find out that nothing needs copying.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -118,6 +119,9 @@ pub struct Hung {
     pub defender_comments: usize,
     /// The hash of each comment of the alerts' digest.
     pub digest: Vec<u64>,
+    /// Bookmarks by id, with the hash of what they say.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub bookmarks: BTreeMap<String, u64>,
     /// The hash of the alerts that were last looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alerts_seen: Option<u64>,

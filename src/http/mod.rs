@@ -1,6 +1,7 @@
 //! The doors: who may knock, what is taken in, what is answered. A notification is a hint, and nothing is fetched or
 //! written while a sender waits.
 
+mod api;
 pub mod error;
 mod graph;
 mod health;
@@ -23,6 +24,7 @@ pub use router::{router, serve};
 use crate::app::health::Health;
 use crate::app::intake::Inbox;
 use crate::config::Config;
+use crate::domain::policy::Policy;
 use crate::domain::signature::{Secret, SecretError};
 use crate::ports::Store;
 
@@ -78,6 +80,10 @@ pub struct Doors {
     pub workspaces: HashMap<String, WorkspaceDoor>,
     /// The client states of Graph subscriptions, by tenant id in lower case.
     pub client_states: HashMap<String, Vec<SecretString>>,
+    /// What opens the API; none keeps it shut.
+    pub api_tokens: Vec<SecretString>,
+    /// Tenant, workspace and rules of each route, by its name.
+    pub routes: HashMap<String, (String, String, Policy)>,
 }
 
 impl fmt::Debug for Doors {
@@ -101,6 +107,15 @@ impl Doors {
                 secrets: secrets.collect::<Result<_, _>>()?,
             };
             doors.workspaces.insert(workspace.name.clone(), door);
+        }
+        doors.api_tokens.clone_from(&config.server.api_tokens);
+        for route in &config.routes {
+            if let (Some(tenant), Some(workspace)) =
+                (config.tenant(&route.tenant), config.workspace(&route.workspace))
+            {
+                let place = (tenant.tenant_id.clone(), workspace.resource_id(), route.policy.clone());
+                doors.routes.insert(route.name.clone(), place);
+            }
         }
         for tenant in &config.tenants {
             let states = doors.client_states.entry(tenant.tenant_id.clone()).or_default();

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Refused;
-use super::{AppState, graph, health, sentinel};
+use super::{AppState, api, graph, health, sentinel};
 
 /// How long a request may take as a whole, the reading of its body included.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
@@ -72,6 +72,7 @@ pub fn router(state: AppState) -> Router {
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
+        .route("/api/v1/routes/{route}/incidents/{incident}/explain", get(api::explain))
         .fallback(unknown)
         .method_not_allowed_fallback(async || Refused::METHOD)
         .layer(from_fn(marked));

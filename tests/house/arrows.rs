@@ -52,6 +52,12 @@ const LAYERS: &[Layer] = &[
         ],
     },
     Layer {
+        name: "trace",
+        may_import: &["domain"],
+        only_crates: Some(&["std", "serde", "tokio"]),
+        never: &["std::env", "std::fs", "std::net"],
+    },
+    Layer {
         name: "ports",
         may_import: &["domain"],
         only_crates: Some(&[
@@ -68,7 +74,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "app",
-        may_import: &["ports", "domain"],
+        may_import: &["ports", "domain", "trace"],
         only_crates: None,
         never: &[
             "reqwest",

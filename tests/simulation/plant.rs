@@ -1036,6 +1036,15 @@ impl Sentinel for Plug {
         };
         self.answer(answer).await
     }
+
+    async fn put_bookmark(
+        &self,
+        _: &str,
+        _: &str,
+        _: &lockstep::domain::digest::Bookmark,
+    ) -> Result<(), Failure> {
+        unreachable!("no route here makes bookmarks")
+    }
 }
 
 fn brief_defender(says: &DefenderSays) -> String {

@@ -600,4 +600,13 @@ impl Sentinel for Plug {
     async fn put_comment(&self, _: &str, _: &str, _: &str) -> Result<SentinelComment, Failure> {
         unreachable!("nobody comments here")
     }
+
+    async fn put_bookmark(
+        &self,
+        _: &str,
+        _: &str,
+        _: &lockstep::domain::digest::Bookmark,
+    ) -> Result<(), Failure> {
+        unreachable!("no route here makes bookmarks")
+    }
 }

@@ -144,6 +144,15 @@ impl Sentinel for Shelf {
     ) -> Result<lockstep::domain::model::SentinelComment, Failure> {
         unreachable!("nobody comments here")
     }
+
+    async fn put_bookmark(
+        &self,
+        _: &str,
+        _: &str,
+        _: &lockstep::domain::digest::Bookmark,
+    ) -> Result<(), Failure> {
+        unreachable!("no route here makes bookmarks")
+    }
 }
 
 pub(crate) struct Stage {

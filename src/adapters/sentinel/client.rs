@@ -11,6 +11,7 @@ use super::wire;
 use crate::adapters::call::{Call, Caller, Missing, Service, Shared};
 use crate::adapters::entra::TokenSource;
 use crate::adapters::lenient;
+use crate::domain::digest::Bookmark;
 use crate::domain::failure::Failure;
 use crate::domain::model::{SentinelComment, SentinelIncident, SentinelWrite, Side};
 use crate::ports::{Page, Sentinel};
@@ -237,5 +238,25 @@ impl Sentinel for SentinelClient {
             return Err(self.caller.status_failure(&answer, "there is no such incident to comment on"));
         }
         wire::one_comment(&answer.body).map_err(|why| self.caller.unreadable(true, &why))
+    }
+
+    async fn put_bookmark(&self, name: &str, id: &str, bookmark: &Bookmark) -> Result<(), Failure> {
+        let bookmarks = self.incidents.trim_end_matches("incidents");
+        let path = format!("{bookmarks}bookmarks/{id}");
+        let url = self.url(&format!("{path}?api-version={}", self.api_version))?;
+        let call = Call::write("bookmark-put", Method::PUT, url.clone(), wire::put_bookmark(bookmark));
+        let answer = self.caller.send(call).await?;
+        if answer.status == 404 {
+            return Err(self.caller.status_failure(&answer, "there is no place for a bookmark"));
+        }
+        let relation = self.below(name, &format!("relations/{id}"))?;
+        let call = Call::write("relation-put", Method::PUT, relation, wire::put_relation(url.path()));
+        match self.caller.send(call).await {
+            Ok(answer) if answer.status == 404 => {
+                Err(self.caller.status_failure(&answer, "there is no such incident to relate to"))
+            }
+            Ok(_) => Ok(()),
+            Err(failure) => Err(failure),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::adapters::lenient::{self, Unreadable};
+use crate::domain::digest::Bookmark;
 use crate::domain::model::{
     Label, SentinelClassification, SentinelComment, SentinelIncident, SentinelOwner, SentinelReason,
     SentinelSays, SentinelSeverity, SentinelStatus, SentinelWrite,
@@ -59,6 +60,32 @@ fn comment(object: &Map<String, Value>) -> Option<SentinelComment> {
         modified: lenient::instant(properties, "lastModifiedTimeUtc"),
         etag: lenient::text(object, "etag").unwrap_or_default(),
     })
+}
+
+/// The body of a bookmark's PUT.
+pub(super) fn put_bookmark(bookmark: &Bookmark) -> Vec<u8> {
+    let Bookmark { display_name, query, query_result, notes, labels, event_time, mappings } = bookmark;
+    let mappings = mappings.iter().map(|(kind, facts)| {
+        let fields =
+            facts.iter().map(|(identifier, value)| json!({"identifier": identifier, "value": value}));
+        json!({"entityType": kind, "fieldMappings": fields.collect::<Vec<_>>()})
+    });
+    let mut properties = json!({
+        "displayName": display_name, "query": query, "queryResult": query_result, "labels": labels,
+        "entityMappings": mappings.collect::<Vec<_>>(),
+    });
+    if !notes.is_empty() {
+        properties["notes"] = json!(notes);
+    }
+    if let Some(at) = event_time {
+        properties["eventTime"] = json!(at);
+    }
+    json!({"properties": properties}).to_string().into_bytes()
+}
+
+/// The body of a relation's PUT.
+pub(super) fn put_relation(related: &str) -> Vec<u8> {
+    json!({"properties": {"relatedResourceId": related}}).to_string().into_bytes()
 }
 
 /// The body of a comment's PUT.
