@@ -33,8 +33,8 @@ pub(crate) struct HungPlan {
     puts: Vec<SentinelPut>,
     /// Comments for Defender.
     posts: Vec<DefenderPost>,
-    /// Comments of our own for Sentinel: id, text, and the digest's part and hash, if it is one.
-    own: Vec<(String, String, Option<(usize, u64)>)>,
+    /// Comments of our own for Sentinel: id, text, and where it belongs in the digest, if it does.
+    own: Vec<(String, String, Option<Part>)>,
     /// Bookmarks of alerts: id, and the hash of what it says.
     bookmarks: Vec<(String, Bookmark, u64)>,
     /// Alerts that are to follow.
@@ -46,6 +46,9 @@ pub(crate) struct HungPlan {
     notes: Vec<String>,
     pub(crate) ledger: comments::Ledger,
 }
+
+/// A part of the digest of alerts: its number, and the hash of its text.
+type Part = (usize, u64);
 
 impl HungPlan {
     /// Whether nothing is to be sent.

@@ -42,7 +42,6 @@ use super::operate;
 
 /// How often what has had its time is forgotten.
 const PURGE_EVERY: Duration = Duration::from_secs(60);
-/// How long the journal is kept.
 
 /// Both systems of every route, as the configuration joins them.
 pub(super) struct Sides {

@@ -488,7 +488,7 @@ pub fn labels_for_sentinel(
     let mut goal = goal.clone();
     goal.retain(|key| {
         let spelled = |label: &&Label| label.name.trim().to_lowercase() == *key;
-        !auto.iter().any(|label| spelled(label)) || user.iter().any(|label| spelled(label))
+        !auto.iter().any(spelled) || user.iter().any(spelled)
     });
     let (user, spelled) = (user.iter().map(|l| l.name.as_str()), other.tags.iter().map(String::as_str));
     let names = listed(&goal, user, spelled, rules);

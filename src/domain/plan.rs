@@ -743,7 +743,6 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
 
     // What a side would not take, or what is not to be tried in this round.
     let goal = Shown::of(&goal_d, &goal_s, policy);
-    let mut planner = planner;
     for side in [Side::Sentinel, Side::Defender] {
         for field in Field::ALL {
             let moves = match side {

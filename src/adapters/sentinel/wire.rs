@@ -38,8 +38,8 @@ pub(super) fn page(body: &[u8]) -> Result<Page<SentinelIncident>, Unreadable> {
 /// A page of an incident's comments. One without a name or a text is left out: nothing can be made of it.
 pub(super) fn comments(body: &[u8]) -> Result<(Vec<SentinelComment>, Option<String>), Unreadable> {
     let raw = lenient::page(body, "nextLink").map_err(Unreadable::Garbled)?;
-    let read = |record: &Box<serde_json::value::RawValue>| comment(&lenient::object(record.get()).ok()?);
-    Ok((raw.records.iter().filter_map(read).collect(), raw.next))
+    let read = |text: &str| comment(&lenient::object(text).ok()?);
+    Ok((raw.records.iter().filter_map(|record| read(record.get())).collect(), raw.next))
 }
 
 /// One comment, as PUT answers it.
