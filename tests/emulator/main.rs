@@ -14,6 +14,7 @@ mod entra;
 mod faults;
 mod graph_reading;
 mod graph_writing;
+mod limits;
 mod native;
 mod playbooks;
 mod receiver;

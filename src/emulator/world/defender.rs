@@ -37,6 +37,11 @@ pub const SWITCHES: &[Switch] = &[
         meaning: "whether a changed alert moves its incident's lastUpdateDateTime (graph.md 7.4)",
     },
     Switch {
+        name: "graphCommentLimit",
+        values: &["none", "1000"],
+        meaning: "how many characters a comment may have; more is a 400, and no limit is published (graph.md 8.3)",
+    },
+    Switch {
         name: "graphRetryAfter",
         values: &["seconds", "fraction", "absent"],
         meaning: "the Retry-After header of Graph's 429 (graph.md 11)",
@@ -88,6 +93,8 @@ pub const SWITCHES: &[Switch] = &[
     },
 ];
 
+/// Where the switch `graphCommentLimit` sets one.
+const COMMENT_LIMIT: usize = 1_000;
 /// The ceiling on `$top` for incidents.
 const TOP_CEILING: usize = 50;
 /// The longest life of a subscription, in minutes (graph.md 13.1).
@@ -797,6 +804,9 @@ impl Tenant {
         let Some(text) = body["comment"].as_str().filter(|text| !text.trim().is_empty()) else {
             return Err(bad("The comment cannot be empty."));
         };
+        if moment.switches.is("graphCommentLimit", "1000") && text.encode_utf16().count() > COMMENT_LIMIT {
+            return Err(bad("The comment is longer than 1000 characters."));
+        }
         let by = match (&moment.caller.user, self.author(moment)) {
             (Some(person), _) => person.upn.clone(),
             (None, Value::String(author)) => author.trim_start_matches("API-App:").to_owned(),

@@ -97,6 +97,17 @@ pub const SWITCHES: &[Switch] = &[
                   second is documented of all incidents there (sentinel.md 2, 18)",
     },
     Switch {
+        name: "labelLimit",
+        values: &["none", "50"],
+        meaning: "how many characters a label may have; more is a 400, and no limit is published (sentinel.md 7, 12)",
+    },
+    Switch {
+        name: "commentRefused",
+        values: &["off", "html"],
+        meaning: "whether a comment whose text contains <script is a 400: which markup is taken is not published \
+                  (sentinel.md 8)",
+    },
+    Switch {
         name: "armPageSize",
         values: &["50", "10", "3"],
         meaning: "how many objects a page holds without $top (sentinel.md 11)",
@@ -111,6 +122,8 @@ pub const SWITCHES: &[Switch] = &[
 const TOP_CEILING: usize = 1_000;
 const DESCRIPTION_LIMIT: usize = 5_000;
 const COMMENT_LIMIT: usize = 30_000;
+/// Where the switch `labelLimit` sets one.
+const LABEL_LIMIT: usize = 50;
 const MOST_COMMENTS: usize = 100;
 const MOST_TASKS: usize = 40;
 const MOST_ALERTS: usize = 150;
@@ -983,7 +996,7 @@ fn checked(
                         .collect(),
                 )
             }
-            "labels" => labels(&value, existing)?,
+            "labels" => labels(&value, existing, moment)?,
             "firstActivityTimeUtc" | "lastActivityTimeUtc" => {
                 let at = value.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
                 json!(format_instant(at.ok_or_else(|| invalid(&format!("'{name}' is no date")))?))
@@ -1024,7 +1037,7 @@ fn check_verdict(next: &Map<String, Value>, closed: bool) -> Result<(), Refusal>
 }
 
 /// `labelType` is the service's: a label that was AutoAssigned stays so while it is sent back.
-fn labels(value: &Value, existing: Option<&Value>) -> Result<Value, Refusal> {
+fn labels(value: &Value, existing: Option<&Value>, moment: &Moment<'_>) -> Result<Value, Refusal> {
     let list = value.as_array().ok_or_else(|| invalid("'labels' is not a list"))?;
     let auto = |name: &str| {
         existing.and_then(|now| now["properties"]["labels"].as_array()).is_some_and(|known| {
@@ -1035,6 +1048,9 @@ fn labels(value: &Value, existing: Option<&Value>) -> Result<Value, Refusal> {
     for label in list {
         let name = label["labelName"].as_str().map(str::trim).filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| invalid("'labelName' is required"))?;
+        if moment.switches.is("labelLimit", "50") && name.encode_utf16().count() > LABEL_LIMIT {
+            return Err(invalid("'labelName' is longer than 50 characters"));
+        }
         let kind = if auto(name) { "AutoAssigned" } else { "User" };
         if !labels.iter().any(|label| label["labelName"] == name) {
             labels.push(json!({"labelName": name, "labelType": kind}));
@@ -1053,6 +1069,9 @@ fn check_comment(
     let message = message.ok_or_else(|| bad("Invalid data model.\n[: 'message' is required]"))?;
     if message.encode_utf16().count() > COMMENT_LIMIT {
         return Err(bad("Invalid data model.\n[: 'message' is longer than 30000 characters]"));
+    }
+    if moment.switches.is("commentRefused", "html") && message.to_lowercase().contains("<script") {
+        return Err(bad("Invalid data model.\n[: 'message' contains markup that is not allowed]"));
     }
     if known.is_none() && kept.comments.len() >= MOST_COMMENTS {
         return Err(bad("The incident has 100 comments, the maximum."));
