@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime, UtcOffset};
 use uuid::Uuid;
 
-use crate::domain::model::{DefenderComment, LinkKey, SentinelComment};
+use crate::domain::model::LinkKey;
+pub use crate::domain::model::{DefenderComment, SentinelComment};
 use crate::domain::text::{
     clean, collapse, cut_to_units, escape_html, html_to_plain, html_units, markdown_to_plain, plain_to_html,
     units,
@@ -800,7 +801,10 @@ impl<'a> Work<'a> {
             if self.ours(comment, &derived) || told.is_some_and(|told| told.paired) {
                 continue;
             }
-            let carried = told.is_some() || !self.posted_before(&key).is_empty();
+            let open = told.is_some_and(|told| {
+                self.ledger.posts.contains_key(&self.post_marker(&key, told.revision, &told.text))
+            });
+            let carried = told.is_some() && !open || !self.posted_before(&key).is_empty();
             let text = collapse(&plain(&comment.message));
             if !text.is_empty() {
                 there.entry(text).or_default().push((carried, comment));
@@ -835,7 +839,12 @@ impl<'a> Work<'a> {
                 let text = short(&collapse(&plain(&comment.message)));
                 let modified = comment.modified.map(millis);
                 let told = Told { text, revision: 0, modified, paired: true };
-                self.ledger.told.entry(key).or_insert(told).paired = true;
+                let told = self.ledger.told.entry(key.clone()).or_insert(told);
+                told.paired = true;
+                // Whatever became of a post of ours, it is not repeated: the comment is there.
+                let (revision, text) = (told.revision, told.text.clone());
+                let marker = self.post_marker(&key, revision, &text);
+                self.ledger.posts.remove(&marker);
             }
         }
         if pairs > 0 {
@@ -1040,7 +1049,23 @@ impl<'a> Work<'a> {
             && news
             && modified.zip(told.modified).is_some_and(|(now, known)| now < known)
         {
-            return None; // A read that lags.
+            // A read that lags. What was posted of the newer text still comes before what follows.
+            let post = self.ledger.posts.get(&self.post_marker(&key, told.revision, &told.text))?;
+            let waiting = match post {
+                Post::Parked(_) => return None,
+                Post::Sent { .. } | Post::Unsent => self.waiting(post).unwrap_or(self.seen.now + LOOK_AGAIN),
+            };
+            let at = if revision == 0 { comment.created } else { told.modified.map(|at| self.at(at)) };
+            return Some(Candidate {
+                comment,
+                key,
+                plain,
+                text,
+                revision,
+                at,
+                waiting: Some(waiting),
+                new: false,
+            });
         }
         let skip = if says.is_empty() {
             Some("empty")
@@ -1091,26 +1116,39 @@ impl<'a> Work<'a> {
         let at = if revision == 0 { comment.created } else { comment.modified.or(comment.created) };
         let marker = self.post_marker(&key, told.revision, &told.text);
         let open = self.ledger.posts.get(&marker).cloned();
+        // Posts that this ledger does not know: of a run whose ledger was lost.
+        let later =
+            || posted.iter().filter(|(of, _)| *of > told.revision || open.is_some() && *of == told.revision);
+        let already = later().filter(|(_, of)| text.starts_with(of)).map(|(of, _)| *of).max();
+        if let Some(already) = already.filter(|_| news || open.is_some()) {
+            self.ledger.posts.remove(&marker);
+            self.ledger.told.insert(key, silent(already, paired));
+            return None;
+        }
         if let Some(waiting) = open.as_ref().and_then(|post| self.waiting(post)) {
             return fresh(told.revision, at, Some(waiting));
         }
-        match open {
-            Some(Post::Parked(_)) if !news => None,
-            // A run whose ledger was lost may have posted an older text meanwhile: then this is an edit of it.
-            Some(_) => match posted.iter().map(|(of, _)| *of).filter(|of| *of >= told.revision).max() {
-                Some(of) => fresh(of.saturating_add(1), comment.modified.or(comment.created), None),
-                None => fresh(told.revision, at, None),
-            },
-            None if !news => None,
-            None => {
-                let revision = told.revision.saturating_add(1);
-                let later = posted.iter().filter(|(of, _)| *of > told.revision);
-                let already = later.filter(|(_, of)| text.starts_with(of)).map(|(of, _)| *of).max();
-                if already.is_some() || !self.policy.edits {
-                    self.ledger.told.insert(key, silent(already.unwrap_or(told.revision), paired));
-                    return None;
-                }
+        let newest = later().map(|(of, _)| *of).max();
+        // What Defender says last is what the comment says: the open post was of a text that is no more.
+        let last = posted.iter().max_by_key(|(of, _)| *of).filter(|(_, of)| text.starts_with(of));
+        if let Some((last, _)) = last.filter(|_| news && open.is_some()) {
+            let told = silent(*last, paired);
+            self.ledger.posts.remove(&marker);
+            self.ledger.told.insert(key, told);
+            return None;
+        }
+        match (open, newest) {
+            (Some(Post::Parked(_)), _) | (None, _) if !news => None,
+            (Some(_), None) => fresh(told.revision, at, None),
+            // It said something older there, so this is an edit of it.
+            (Some(_), Some(_)) | (None, _) if self.policy.edits => {
+                let revision = newest.unwrap_or(told.revision).saturating_add(1);
                 fresh(revision, comment.modified.or(comment.created), None)
+            }
+            (_, newest) => {
+                self.ledger.posts.remove(&marker);
+                self.ledger.told.insert(key, silent(newest.unwrap_or(told.revision), paired));
+                None
             }
         }
     }
@@ -1177,8 +1215,15 @@ impl<'a> Work<'a> {
             let Some(of) = of.filter(|of| !listed.contains(of)) else { continue };
             if self.waiting(&post).is_none() {
                 self.ledger.posts.remove(&marker);
-                // Forgotten wholly: if the list only lagged, the comment is new when it shows again.
-                self.ledger.told.retain(|key, _| !key.starts_with(&of));
+                // If the list only lagged, what was not posted is news when the comment shows again: a new comment, or
+                // an edit of what was posted before.
+                self.ledger.told.retain(|key, told| {
+                    let this = key.starts_with(&of);
+                    if this && told.revision > 0 {
+                        *told = Told { text: String::new(), revision: told.revision - 1, ..told.clone() };
+                    }
+                    !this || told.text.is_empty()
+                });
             }
         }
     }

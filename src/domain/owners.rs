@@ -362,13 +362,13 @@ fn named(name: &str) -> SentinelOwner {
 }
 
 fn owner_of(person: &Person) -> SentinelOwner {
-    let Person { object_id, upn, mail, display_name, kind: _ } = person;
+    let Person { object_id, upn, mail, display_name, kind } = person;
     SentinelOwner {
         object_id: Some(object_id.clone()),
         email: mail.clone(),
         upn: upn.clone(),
         name: display_name.clone(),
-        ..SentinelOwner::default()
+        group: *kind == PersonKind::Group,
     }
 }
 

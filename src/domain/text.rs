@@ -251,6 +251,11 @@ fn tag(rest: &str) -> Option<Tag<'_>> {
     {
         return None;
     }
+    // `a<b && c>d` is no tag: attributes begin with a name.
+    let attributes = inner[end..].trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '/');
+    if !attributes.starts_with(|c: char| c.is_ascii_alphabetic() || c == '>') {
+        return None;
+    }
     let mut quote = None;
     for (at, c) in inner[end..].char_indices() {
         match (quote, c) {

@@ -95,7 +95,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "adapters",
-        may_import: &["ports", "domain"],
+        may_import: &["ports", "domain", "trace"],
         only_crates: None,
         never: &["axum", "clap", "toml"],
     },

@@ -24,6 +24,9 @@ const PAGE: u32 = 200;
 /// The longest page that the service gives. For whoever reads the whole list and counts the calls.
 const LONGEST_PAGE: usize = 1_000;
 
+/// The version whose bookmarks have entity mappings.
+const BOOKMARK_VERSION: &str = "2025-07-01-preview";
+
 /// Comments per page; an incident holds at most 100 (`sentinel.md` §12).
 const COMMENTS_PAGE: u32 = 100;
 /// More pages than 100 comments fill, even one by one.
@@ -243,9 +246,17 @@ impl Sentinel for SentinelClient {
     async fn put_bookmark(&self, name: &str, id: &str, bookmark: &Bookmark) -> Result<(), Failure> {
         let bookmarks = self.incidents.trim_end_matches("incidents");
         let path = format!("{bookmarks}bookmarks/{id}");
-        let url = self.url(&format!("{path}?api-version={}", self.api_version))?;
-        let call = Call::write("bookmark-put", Method::PUT, url.clone(), wire::put_bookmark(bookmark));
-        let answer = self.caller.send(call).await?;
+        let put = async |version: &str, mapped| {
+            let url = self.url(&format!("{path}?api-version={version}"))?;
+            let body = wire::put_bookmark(bookmark, mapped);
+            self.caller.send(Call::write("bookmark-put", Method::PUT, url, body)).await
+        };
+        let url = self.url(&path)?;
+        // Entity mappings are in preview: where that is refused, the bookmark goes without.
+        let answer = match put(BOOKMARK_VERSION, true).await {
+            Err(failure) if failure.code == "status-400" => put(&self.api_version, false).await?,
+            answered => answered?,
+        };
         if answer.status == 404 {
             return Err(self.caller.status_failure(&answer, "there is no place for a bookmark"));
         }

@@ -63,7 +63,7 @@ fn comment(object: &Map<String, Value>) -> Option<SentinelComment> {
 }
 
 /// The body of a bookmark's PUT.
-pub(super) fn put_bookmark(bookmark: &Bookmark) -> Vec<u8> {
+pub(super) fn put_bookmark(bookmark: &Bookmark, mapped: bool) -> Vec<u8> {
     let Bookmark { display_name, query, query_result, notes, labels, event_time, mappings } = bookmark;
     let mappings = mappings.iter().map(|(kind, facts)| {
         let fields =
@@ -72,8 +72,10 @@ pub(super) fn put_bookmark(bookmark: &Bookmark) -> Vec<u8> {
     });
     let mut properties = json!({
         "displayName": display_name, "query": query, "queryResult": query_result, "labels": labels,
-        "entityMappings": mappings.collect::<Vec<_>>(),
     });
+    if mapped {
+        properties["entityMappings"] = mappings.collect();
+    }
     if !notes.is_empty() {
         properties["notes"] = json!(notes);
     }
