@@ -5,6 +5,8 @@ mod client;
 #[doc(hidden)]
 pub mod codec;
 mod directory;
+#[cfg(test)]
+mod directory_tests;
 mod wire;
 
 pub use client::{GraphClient, GraphSettings};
