@@ -74,7 +74,13 @@ fn people() -> impl Strategy<Value = People> {
 fn owner() -> impl Strategy<Value = SentinelOwner> {
     let maybe = || proptest::option::of(name());
     (proptest::option::of(proptest::sample::select(&[ID, GROUP][..])), maybe(), maybe(), maybe()).prop_map(
-        |(id, upn, email, name)| SentinelOwner { object_id: id.map(str::to_owned), upn, email, name },
+        |(id, upn, email, name)| SentinelOwner {
+            object_id: id.map(str::to_owned),
+            upn,
+            email,
+            name,
+            group: false,
+        },
     )
 }
 

@@ -64,6 +64,7 @@ impl Stage {
             graph_url: url,
             scope: "https://graph.microsoft.com/.default".to_owned(),
             tenant_id: TENANT.to_owned(),
+            alerts: false,
         };
         Self { asked, clock, notes, directory: GraphDirectory::new(settings, tokens, shared) }
     }
