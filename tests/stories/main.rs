@@ -24,6 +24,7 @@ mod process;
 mod stage;
 mod switches;
 mod trouble;
+mod whole;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "waits for more than a minute: scripts/test runs it"]

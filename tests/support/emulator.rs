@@ -117,6 +117,13 @@ impl State {
         owner["incidents"].as_array().map_or(&[], Vec::as_slice)
     }
 
+    /// The comments of one Sentinel incident, in ARM's form.
+    pub(crate) fn comments(&self, place: &Place, name: &str) -> &[Value] {
+        let workspaces = self.0["workspaces"].as_object().expect("the state is an object of owners");
+        let owner = workspaces.iter().find(|(owner, _)| owner.eq_ignore_ascii_case(&place.workspace()));
+        owner.and_then(|(_, owner)| owner["comments"][name].as_array()).map_or(&[], Vec::as_slice)
+    }
+
     /// One Defender incident.
     pub(crate) fn incident(&self, place: &Place, id: &str) -> Option<&Value> {
         self.defender(place).iter().find(|incident| incident["id"] == id)
@@ -230,6 +237,24 @@ impl Emulator {
         self.control(Method::POST, &path, Some(json!({"source": source, "target": target}))).await;
     }
 
+    /// Defender's engine takes such a merge back.
+    pub(crate) async fn unmerge(&self, place: &Place, source: &str) {
+        let path = format!("/unmerge?tenant={}", place.tenant_id);
+        self.control(Method::POST, &path, Some(json!({"source": source}))).await;
+    }
+
+    /// Somebody leaves a comment in Defender's portal.
+    pub(crate) async fn say(&self, place: &Place, id: &str, by: &str, text: &str) {
+        let path = format!("/incidents/{id}/comments?tenant={}", place.tenant_id);
+        self.control(Method::POST, &path, Some(json!({"comment": text, "by": by}))).await;
+    }
+
+    /// An alert joins a Defender incident.
+    pub(crate) async fn alert(&self, place: &Place, id: &str, alert: Value) {
+        let path = format!("/incidents/{id}/alerts?tenant={}", place.tenant_id);
+        self.control(Method::POST, &path, Some(alert)).await;
+    }
+
     async fn raise_at(&self, place: &Place, incident: Value, more: &str) -> String {
         let path = format!("/incidents?tenant={}{more}", place.tenant_id);
         let answer = self.control(Method::POST, &path, Some(incident)).await;
@@ -306,6 +331,18 @@ impl Analyst {
     pub(crate) async fn graph(&self, method: Method, path: &str, body: Value) -> Result<Value, String> {
         let url = format!("{}/v1.0{path}", self.graph);
         self.send(method, &url, &self.graph_token, Some(&body)).await
+    }
+
+    /// Writes (or rewrites) a comment on a Sentinel incident; the id is the writer's choice.
+    pub(crate) async fn comment_sentinel(&self, name: &str, id: &str, html: &str) {
+        let url = format!(
+            "{}{}/providers/Microsoft.SecurityInsights/incidents/{name}/comments/{id}?api-version={API_VERSION}",
+            self.arm,
+            self.place.workspace()
+        );
+        let body = json!({"properties": {"message": html}});
+        let written = self.send(Method::PUT, &url, &self.arm_token, Some(&body)).await;
+        written.unwrap_or_else(|problem| panic!("an analyst could not comment on {name}: {problem}"));
     }
 
     /// Changes a Defender incident; returns it as Graph answered.
