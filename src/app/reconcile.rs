@@ -165,6 +165,7 @@ impl Run<'_> {
     fn shows_nothing_new(&self, known: &Known, defender: &DefenderIncident) -> bool {
         let facts = &defender.says.facts;
         (facts.is_none() || *facts == known.defender.facts)
+            && !self.state.hung.unfinished
             && self.state.hung.defender_comments == defender.comments.len()
             && self.state.hung.alerts_seen == alerts_hash(defender)
     }
@@ -224,7 +225,7 @@ impl Reconciler {
         {
             return Ok(Report::of(End::Parked(reason)));
         }
-        if cause.version.is_some() && !named_news && !cause.thorough() {
+        if cause.version.is_some() && !named_news && !cause.thorough() && !state.hung.unfinished {
             return Ok(Report::of(End::Known));
         }
         // Asked again before each write. Here it spares the reads: a stop may last for hours, its jobs come back every
@@ -661,6 +662,7 @@ impl Reconciler {
             && run.cause.side == Side::Defender
             && run.cause.version.is_none()
             && !run.cause.thorough()
+            && !run.state.hung.unfinished
             && run.state.known.is_some()
             && run.state.intents.is_empty()
     }
@@ -669,8 +671,8 @@ impl Reconciler {
     /// have moved, one call is enough to find out that it did not.
     async fn observe(&self, run: &Run<'_>, second: bool) -> Result<Observed, Failure> {
         let Run { route, key, cause, link, state, .. } = run;
-        let agreed =
-            state.known.as_ref().filter(|_| state.intents.is_empty() && !second && !cause.thorough());
+        let whole = second || cause.thorough() || state.hung.unfinished;
+        let agreed = state.known.as_ref().filter(|_| state.intents.is_empty() && !whole);
         let mut early = None;
         if self.defender_first(run, second) {
             let defender = route.defender.incident(&key.incident_id).await?;
@@ -836,6 +838,7 @@ impl Reconciler {
         state.hung = run.state.hung.clone();
         state.hung.defender_comments = seen.defender.as_ref().map_or(0, |defender| defender.comments.len());
         state.hung.alerts_seen = seen.defender.as_ref().and_then(alerts_hash);
+        state.hung.unfinished = hung.look_again.is_some() || hung.tells_history();
         let again = again || hung.tells_history() || hung.look_again.is_some_and(|at| at <= self.clock.now());
         let wrote = !planned.is_empty() || !hung.is_empty();
         let mut lines = Vec::new();

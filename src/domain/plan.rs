@@ -128,6 +128,9 @@ pub struct Hung {
     /// What the alerts are still to be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub follow: Option<AlertPatch>,
+    /// Something is still to be done that no version of either side tells of: the next run looks at both.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
 }
 
 impl Hung {
