@@ -79,10 +79,11 @@ pub struct Cause {
 
 impl Cause {
     /// Whether both sides are to be looked at even if the hinted one did not move: the sweep looks for what hints
-    /// have missed, and a job whose sources are no longer known may have been one.
+    /// have missed, a merge is told to a winner that may have been read since, and a job whose sources are no longer
+    /// known may have been one of these.
     pub(crate) fn thorough(&self) -> bool {
         self.sources.is_empty()
-            || self.sources.split(',').any(|source| matches!(source.trim(), "sweep" | "drift"))
+            || self.sources.split(',').any(|source| matches!(source.trim(), "sweep" | "drift" | "merged"))
     }
 
     pub(crate) fn to_json(&self) -> Value {
