@@ -142,6 +142,43 @@ async fn a_comment_whose_answer_is_lost_is_not_written_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_hundred_comments_are_never_used_up() {
+    const MANY: usize = 120;
+    let stage = Stage::set(Scene::default()).await;
+    let (id, name) = stage.linked(fresh("Much talked about")).await;
+    stage.in_step().await;
+    for number in 0..MANY {
+        let text = format!("This is number {number}.");
+        stage.emulator.say(&stage.places[0], &id, "Omar Salah", &text).await;
+    }
+    stage
+        .until("Sentinel has them all", |state| {
+            let texts: Vec<String> =
+                written(state, &stage, &name).into_iter().map(|(_, text)| text).collect();
+            let lacking: Vec<usize> =
+                (0..MANY).filter(|n| times(&texts, &format!("This is number {n}.")) == 0).collect();
+            if lacking.is_empty() { Ok(()) } else { Err(format!("{} there, not {lacking:?}", texts.len())) }
+        })
+        .await;
+    // There is room for people.
+    stage.analysts[0].comment_sentinel(&name, "one", "And so say I.").await;
+    stage
+        .until("Defender has the analyst's", |state| {
+            let count = said(state, &stage, &id).len();
+            if count == MANY + 1 { Ok(()) } else { Err(format!("{count}")) }
+        })
+        .await;
+    stage.ends().await;
+    let state = stage.emulator.state().await;
+    let texts: Vec<String> = written(&state, &stage, &name).into_iter().map(|(_, text)| text).collect();
+    assert!(texts.len() <= 90, "{} comments", texts.len());
+    for number in 0..MANY {
+        assert_eq!(times(&texts, &format!("This is number {number}.")), 1, "number {number}");
+    }
+    assert_eq!(times(&texts, "Further comments in Defender"), 1, "one digest");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alerts_are_one_comment_that_is_rewritten() {
     let fixture = include_str!("../fixtures/graph/alert-all-evidence-types.response.json");
     let mut alert: Value = serde_json::from_str(fixture).expect("the fixture is JSON");
@@ -179,6 +216,70 @@ async fn alerts_are_one_comment_that_is_rewritten() {
     stage.ends().await;
     let state = stage.emulator.state().await;
     assert_eq!(said(&state, &stage, &id).len(), 0, "the digest does not go back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_merge_carries_everything_over_once() {
+    let stage = Stage::set(Scene::default()).await;
+    let place = &stage.places[0];
+    let (winner, heir) = stage.linked(fresh("Winner")).await;
+    let mut loser = fresh("Loser");
+    loser["customTags"] = json!(["from the loser"]);
+    loser["assignedTo"] = json!("omar@contoso.com");
+    let (loser, twin) = stage.linked(loser).await;
+    for number in 0..10 {
+        stage.emulator.say(place, &loser, "Omar Salah", &format!("Omar's remark {number}.")).await;
+        let text = format!("Wendy's remark {number}.");
+        stage.analysts[0].comment_sentinel(&twin, &format!("w{number}"), &text).await;
+    }
+    comments_are(&stage, &loser, &twin, 20, 20).await;
+    stage.ends().await;
+
+    stage.emulator.forget_calls().await;
+    stage.emulator.merge(place, &loser, &winner).await;
+    let pointer = format!("Merged in Defender into incident {winner}.");
+    let closed = json!({
+        "status": "Closed", "classification": "Undetermined", "classificationComment": pointer,
+    });
+    stage.sentinel_shows(&loser, closed).await;
+    stage.sentinel_shows(&winner, json!({"owner": {"userPrincipalName": "omar@contoso.com"}})).await;
+    stage.defender_shows(&winner, json!({"assignedTo": "omar@contoso.com"})).await;
+    let carried = |state: &State| {
+        let here: Vec<String> = written(state, &stage, &heir).into_iter().map(|(_, text)| text).collect();
+        let there = said(state, &stage, &winner);
+        for number in 0..10 {
+            for who in ["Omar's", "Wendy's"] {
+                let remark = format!("{who} remark {number}.");
+                // Apostrophes may be escaped in HTML.
+                let tail = format!("remark {number}.");
+                let (in_sentinel, in_defender) = (times(&here, &tail), times(&there, &remark));
+                if (in_sentinel, in_defender) != (2, 1) {
+                    return Err(format!("{remark} {in_sentinel} {in_defender}: {here:?} {there:?}"));
+                }
+            }
+        }
+        let tags = labels(state.twin(place, &winner).ok_or("no twin")?).join(",");
+        if tags.contains("from the loser") { Ok(()) } else { Err(tags) }
+    };
+    stage.until("both sides of the winner have it all, once", carried).await;
+    let calls: Vec<_> = stage.calls().await.into_iter().filter(|call| !call.is_list()).collect();
+    assert!(calls.len() <= 30, "{} calls: {calls:?}", calls.len());
+    stage.ends().await;
+    let state = stage.emulator.state().await;
+    carried(&state).expect("nothing was carried twice");
+    let closed = state.twin(place, &loser).expect("it is kept");
+    assert!(labels(closed).contains(&"Redirected"), "{closed}");
+    let merged = state.incident(place, &loser).expect("it is kept");
+    assert_eq!((&merged["status"], &merged["classification"]), (&json!("redirected"), &json!("unknown")));
+    let open = state.incident(place, &winner).expect("it is there");
+    assert_eq!((&open["status"], &open["classification"]), (&json!("active"), &json!("unknown")));
+
+    stage.emulator.unmerge(place, &loser).await;
+    stage.sentinel_shows(&loser, json!({"status": "New", "classification": null})).await;
+    stage.ends().await;
+    let state = stage.emulator.state().await;
+    carried(&state).expect("nothing was carried twice");
+    assert!(!labels(state.twin(place, &loser).expect("it is there")).contains(&"Redirected"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
