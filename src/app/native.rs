@@ -107,6 +107,16 @@ pub(crate) async fn consult(
     now: OffsetDateTime,
 ) -> Result<Advice, Failure> {
     look_over(store, route, now).await?;
+    advice(store, route, key, now).await
+}
+
+/// The same from what is known already: asks and stores nothing.
+pub(crate) async fn advice(
+    store: &dyn Store,
+    route: &Route,
+    key: &LinkKey,
+    now: OffsetDateTime,
+) -> Result<Advice, Failure> {
     let Some(Served { example, .. }) = served(store, route, now).await.map_err(store_failure)? else {
         return Ok(Advice::Ours);
     };
@@ -127,6 +137,23 @@ pub(crate) async fn consult(
             )),
         },
     }
+}
+
+/// One of the connector's twins of a route's incidents, read from the workspace: for those who ask before the service
+/// runs. Stores nothing.
+pub async fn example(route: &Route, now: OffsetDateTime) -> Result<Option<NativeTwin>, Failure> {
+    let mut next = None;
+    for _ in 0..MOST_PAGES {
+        let page = route.sentinel.changed_since(now - LOOK_OVER, next.as_deref()).await?;
+        let mut twins = page.records.iter().filter_map(NativeTwin::of);
+        let found =
+            twins.find(|twin| twin.is_of(route) && twin.name != twin_id(&route.key(&twin.incident_id)));
+        next = page.next;
+        if found.is_some() || next.is_none() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 /// Reads the workspace's incidents of the last weeks, once per pair: the first twin must not be a double.

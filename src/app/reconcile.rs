@@ -16,7 +16,7 @@ use crate::app::metrics::Metrics;
 use crate::app::native;
 use crate::app::routes::Route;
 use crate::domain::failure::{Class, Effect, Failure};
-use crate::domain::filter::Unmatched;
+use crate::domain::filter::{Filter, Unmatched};
 use crate::domain::model::{DefenderIncident, DefenderStatus, LinkKey, SentinelStatus, Side};
 use crate::domain::owners::{self, Answer, Question};
 use crate::domain::plan::{
@@ -59,6 +59,7 @@ const OPTIONAL: [Field; 6] =
 
 const TOO_OFTEN: &str = "Written too often";
 const GONE: &str = "Gone in";
+const FROZEN: &str = "frozen: both sides have been closed for long enough";
 
 /// Why a link is looked at, and how much its job has been through.
 #[derive(Clone, Debug)]
@@ -237,12 +238,8 @@ impl Reconciler {
         if let Some(why) = state.unlinked.as_ref() {
             return Ok(Report::of(End::Nothing(why.clone())));
         }
-        if let (Some(after), Some(since)) = (route.policy.freeze_after, state.closed_since)
-            && now - since > after
-        {
-            return Ok(Report::of(End::Nothing(
-                "frozen: both sides have been closed for long enough".into(),
-            )));
+        if is_frozen(route, &state, now) {
+            return Ok(Report::of(End::Nothing(FROZEN.into())));
         }
         let mut link = stored.unwrap_or_else(|| LinkRecord {
             key: key.clone(),
@@ -658,6 +655,35 @@ impl Reconciler {
         Ok(plan(&seen, &policy))
     }
 
+    /// Why the route leaves an incident alone altogether, whatever its plan says. Asks Defender for what its filter
+    /// wants to know; writes nothing anywhere.
+    pub async fn left_alone(&self, route: &Route, key: &LinkKey) -> Result<Option<String>, Failure> {
+        let now = self.clock.now();
+        let stored = self.store.link(key).await.map_err(store_failure)?;
+        let state: LinkState =
+            stored.and_then(|link| serde_json::from_str(&link.state).ok()).unwrap_or_default();
+        if state.unlinked.is_some() {
+            return Ok(state.unlinked);
+        }
+        if is_frozen(route, &state, now) {
+            return Ok(Some(FROZEN.to_owned()));
+        }
+        if state.known.is_none()
+            && state.intents.is_empty()
+            && let native::Advice::Leave(why) = native::advice(&*self.store, route, key, now).await?
+        {
+            return Ok(Some(why));
+        }
+        let filter = &route.policy.filter;
+        if *filter == Filter::default() || (state.known.is_some() && filter.otherwise == Unmatched::Keep) {
+            return Ok(None);
+        }
+        let incident = route.defender.incident(&key.incident_id).await?;
+        let live = incident.filter(|incident| incident.says.status != DefenderStatus::Redirected);
+        let why = live.and_then(|incident| filter.refuses(&incident.says));
+        Ok(why.map(|why| format!("it is not for this route: {why}")))
+    }
+
     fn defender_first(&self, run: &Run<'_>, second: bool) -> bool {
         !second
             && run.cause.side == Side::Defender
@@ -1043,6 +1069,12 @@ fn still_parked(link: &LinkRecord, named_news: bool, now: OffsetDateTime) -> Opt
     let ended = !reason.starts_with(TOO_OFTEN)
         && (now - link.updated_at > PARKED_FOR || (named_news && !reason.starts_with(GONE)));
     (!ended).then(|| reason.clone())
+}
+
+/// Whether both sides have been closed for so long that the route leaves them alone.
+fn is_frozen(route: &Route, state: &LinkState, now: OffsetDateTime) -> bool {
+    let closed = (route.policy.freeze_after, state.closed_since);
+    matches!(closed, (Some(after), Some(since)) if now - since > after)
 }
 
 fn ours(class: Class, message: String) -> Failure {

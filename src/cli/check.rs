@@ -6,7 +6,11 @@ use std::process::ExitCode;
 
 use super::operate;
 use super::service::{Sides, watched};
+use crate::adapters::clock::SystemClock;
+use crate::app::native;
 use crate::config::Config;
+use crate::domain::policy::Native;
+use crate::ports::Clock;
 
 pub(super) async fn run(
     file: &Path,
@@ -57,6 +61,20 @@ pub(super) async fn run(
             &format!("workspace {name}, Sentinel"),
             sentinel.check().await.map_err(|failure| failure.to_string()),
         );
+    }
+    for route in sides.routes.all() {
+        // What cannot be read is a FAIL above.
+        if let Ok(Some(twin)) = native::example(route, SystemClock.now()).await {
+            let what = match route.policy.native {
+                Native::Refuse => "native_connector is `refuse`: nothing is created",
+                Native::Skip => "native_connector is `skip`: nothing is created",
+                Native::Adopt => "native_connector is `adopt`: its twins are linked",
+            };
+            println!(
+                "      route {}: Microsoft's own connector serves this tenant and workspace (it made {}); {what}",
+                route.name, twin.name
+            );
+        }
     }
     for workspace in &config.workspaces {
         if !sides.sentinels.iter().any(|(name, _)| *name == workspace.name) {

@@ -28,6 +28,12 @@ pub(super) async fn run(config: &Config, route: &str, incident: &str) -> anyhow:
     for line in plan.to_string().lines() {
         println!("  {line}");
     }
+    if let Some(reason) = reconciler.left_alone(route, &key).await? {
+        println!("  but nothing is written: {reason}");
+    }
+    if route.policy.shadow {
+        println!("  but nothing is written: the route is in shadow");
+    }
     if let Some(reason) = store.link(&key).await?.and_then(|link| link.parked) {
         println!("  but the link is put aside: {reason}");
     }
