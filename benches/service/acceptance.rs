@@ -110,6 +110,7 @@ async fn once(case: Case, effort: &Effort, folder: &Path) -> Run {
         store: database.as_ref().map_or(file.as_str(), |database| database.url.as_str()),
         defender_every: None,
         sentinel_every: None,
+        route: "",
         fields: "",
         more: "",
     };

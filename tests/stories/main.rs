@@ -20,6 +20,7 @@ mod fields;
 mod many;
 mod merged;
 mod operators;
+mod policies;
 mod process;
 mod stage;
 mod switches;

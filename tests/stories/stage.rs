@@ -29,6 +29,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) budgets: bool,
     /// Set before the service starts.
     pub(crate) switches: Value,
+    /// More of every `[[routes]]`.
+    pub(crate) route: &'a str,
     /// `[routes.fields]`.
     pub(crate) fields: &'a str,
     /// More of `[poll]`.
@@ -46,6 +48,7 @@ impl Default for Scene<'_> {
             sentinel_every: "300ms",
             budgets: false,
             switches: json!({}),
+            route: "",
             fields: "",
             poll: "",
             more: "",
@@ -118,6 +121,7 @@ impl Stage {
         configuration.graph = &graph;
         configuration.defender_every = Some(scene.defender_every);
         configuration.sentinel_every = Some(scene.sentinel_every);
+        configuration.route = scene.route;
         configuration.fields = scene.fields;
         configuration.more = &more;
         let service = Service::prepare(folder.path(), &configuration);

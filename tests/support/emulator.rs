@@ -307,8 +307,20 @@ impl Emulator {
         Analyst { place: place.clone(), graph, arm, graph_token, arm_token, http: self.http.clone() }
     }
 
+    /// Another program than the service, signed in to both sides of a place.
+    pub(crate) async fn program(&self, place: &Place, client_id: &str) -> Analyst {
+        let graph_token = self.token_of(place, "clientId", client_id, &self.hello.graph).await;
+        let arm_token = self.token_of(place, "clientId", client_id, &self.hello.arm).await;
+        let Hello { graph, arm, .. } = self.hello.clone();
+        Analyst { place: place.clone(), graph, arm, graph_token, arm_token, http: self.http.clone() }
+    }
+
     async fn token(&self, place: &Place, upn: &str, audience: &str) -> String {
-        let order = json!({"tenantId": place.tenant_id, "user": upn, "audience": audience});
+        self.token_of(place, "user", upn, audience).await
+    }
+
+    async fn token_of(&self, place: &Place, kind: &str, name: &str, audience: &str) -> String {
+        let order = json!({"tenantId": place.tenant_id, kind: name, "audience": audience});
         let answer = self.control(Method::POST, "/tokens", Some(order)).await;
         answer["access_token"].as_str().expect("the answer holds the token").to_owned()
     }
@@ -384,6 +396,32 @@ impl Analyst {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("an analyst could not change Sentinel incident {name}: {last}")
+    }
+
+    /// Leaves a comment on a Sentinel incident.
+    pub(crate) async fn comment_sentinel(&self, name: &str, text: &str) {
+        let url = format!(
+            "{}{}/providers/Microsoft.SecurityInsights/incidents/{name}/comments/{}?api-version={API_VERSION}",
+            self.arm,
+            self.place.workspace(),
+            uuid::Uuid::new_v4()
+        );
+        let body = json!({"properties": {"message": text}});
+        self.send(Method::PUT, &url, &self.arm_token, Some(&body))
+            .await
+            .expect("the workspace takes a comment");
+    }
+
+    /// Deletes a Sentinel incident.
+    pub(crate) async fn delete_sentinel(&self, name: &str) {
+        let url = format!(
+            "{}{}/providers/Microsoft.SecurityInsights/incidents/{name}?api-version={API_VERSION}",
+            self.arm,
+            self.place.workspace()
+        );
+        let answer = self.http.delete(&url).bearer_auth(&self.arm_token).send().await;
+        let status = answer.expect("ARM answers").status();
+        assert!(status.is_success(), "DELETE {name} answered {status}");
     }
 
     async fn send(

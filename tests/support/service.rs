@@ -56,6 +56,8 @@ pub(crate) struct Configuration<'a> {
     /// For example `10s`; `None` leaves the product's default.
     pub(crate) defender_every: Option<&'a str>,
     pub(crate) sentinel_every: Option<&'a str>,
+    /// More of every route, line by line.
+    pub(crate) route: &'a str,
     /// The rules of every route's fields, line by line; empty for the product's own.
     pub(crate) fields: &'a str,
     /// Appended as it stands, in the table `[poll]` until it opens another.
@@ -67,7 +69,18 @@ impl<'a> Configuration<'a> {
     pub(crate) fn new(hello: &'a Hello, places: &'a [Place], store: &'a str) -> Self {
         let (login, graph, arm) = (&hello.login, &hello.graph, &hello.arm);
         let (defender_every, sentinel_every) = (None, None);
-        Self { login, graph, arm, places, store, defender_every, sentinel_every, fields: "", more: "" }
+        Self {
+            login,
+            graph,
+            arm,
+            places,
+            store,
+            defender_every,
+            sentinel_every,
+            route: "",
+            fields: "",
+            more: "",
+        }
     }
 
     fn text(&self, port: u16) -> String {
@@ -90,7 +103,8 @@ impl<'a> Configuration<'a> {
                  subscription_id = \"{subscription_id}\"\nresource_group = \"{resource_group}\"\n\
                  workspace_name = \"{workspace_name}\"\nwebhook_secrets = [\"{secret}\"]\n\
                  [[routes]]\nname = \"route-{number}\"\ntenant = \"tenant-{number}\"\n\
-                 workspace = \"workspace-{number}\"\n"
+                 workspace = \"workspace-{number}\"\n{}\n",
+                self.route
             )
             .expect("a string takes all text");
             if !self.fields.is_empty() {
