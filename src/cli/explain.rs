@@ -56,11 +56,7 @@ fn told(entry: &JournalEntry) -> Vec<String> {
             let (side, from, sources) =
                 (text(&detail["side"]), text(&cause["side"]), text(&cause["sources"]));
             lines.push(format!("{at} {how} {side}, because {from} may have changed ({sources})"));
-            for change in detail["changes"].as_array().into_iter().flatten() {
-                let [field, before, after, rule] =
-                    ["field", "before", "after", "rule"].map(|name| text(&change[name]));
-                lines.push(format!("    {field}: {before} -> {after} ({rule})"));
-            }
+            lines.extend(changes(&detail["changes"]));
         }
         "clash" => {
             let [field, winner, kept, lost, rule] =
@@ -74,6 +70,10 @@ fn told(entry: &JournalEntry) -> Vec<String> {
         "landed" => lines.push(format!("{at} answered, and agreed on")),
         "refused" | "failed" => {
             lines.push(format!("{at} {kind}: {} ({})", text(&detail["why"]), text(&detail["code"])));
+        }
+        "shadow" => {
+            lines.push(format!("{at} in shadow, this would be written:"));
+            lines.extend(changes(&detail["changes"]));
         }
         "vanished" => lines.push(format!("{at} {}", text(&detail["reason"]))),
         "comment" if detail["note"].is_string() => {
@@ -95,6 +95,17 @@ fn told(entry: &JournalEntry) -> Vec<String> {
         lines.push(format!("    call: {side} {operation} {status} ({ids})"));
     }
     lines
+}
+
+/// Each value that changes, in a line.
+fn changes(list: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let lines = list.as_array().into_iter().flatten().map(|change| {
+        let [field, before, after, rule] =
+            ["field", "before", "after", "rule"].map(|name| text(&change[name]));
+        format!("    {field}: {before} -> {after} ({rule})")
+    });
+    lines.collect()
 }
 
 #[cfg(test)]

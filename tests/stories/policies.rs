@@ -173,7 +173,7 @@ async fn a_native_twin_is_adopted_and_given_what_the_connector_drops() {
     let path = format!("/incidents/{first}/comments?tenant={}", place.tenant_id);
     let words = json!({"comment": "A new one from Defender", "by": "omar@contoso.com"});
     stage.emulator.control(Method::POST, &path, Some(words)).await;
-    stage.analysts[0].comment_sentinel(name, "A new one from Sentinel").await;
+    stage.analysts[0].say_in_sentinel(name, "A new one from Sentinel").await;
     stage.quiet().await;
     let carried = |state: &State| -> Result<(), String> {
         let twin = native_twin(state, place, &first)?;
@@ -508,7 +508,7 @@ async fn in_shadow_nothing_is_written_and_everything_is_told() {
     let state = stage.emulator.state().await;
     assert!(state.sentinel(&stage.places[0]).is_empty(), "no twin");
     let lines = told(&stage, &["explain", "route-0", &id]);
-    assert_eq!(lines.matches(" shadow: ").count(), 2, "each is told once: {lines}");
+    assert_eq!(lines.matches("in shadow, this would be written").count(), 2, "each is told once: {lines}");
     assert_eq!(stage.parked(), [], "nothing is parked");
 }
 
@@ -565,9 +565,9 @@ async fn each_comment_is_once_at_every_end_of_crossing_routes() {
         let words = json!({"comment": text, "by": "omar@contoso.com"});
         stage.emulator.control(Method::POST, &path, Some(words)).await;
     }
-    stage.analysts[0].comment_sentinel(&names.0, "Sentinel to tenant 0").await;
-    stage.analysts[0].comment_sentinel(&names.1, "Shared Sentinel to tenant 1").await;
-    stage.analysts[1].comment_sentinel(&names.2, "Own Sentinel to tenant 1").await;
+    stage.analysts[0].say_in_sentinel(&names.0, "Sentinel to tenant 0").await;
+    stage.analysts[0].say_in_sentinel(&names.1, "Shared Sentinel to tenant 1").await;
+    stage.analysts[1].say_in_sentinel(&names.2, "Own Sentinel to tenant 1").await;
     let everywhere = |state: &State| -> Result<(), String> {
         let ends = [
             (0, said(state, &zero, "7")),

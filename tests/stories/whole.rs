@@ -306,14 +306,14 @@ async fn a_refused_value_stops_no_other() {
     stage.edit_sentinel(&name, json!({"severity": "High", "labels": tagged})).await;
     stage.defender_shows(&one, json!({"severity": "high", "customTags": ["first"]})).await;
     stage.ends_but(|difference| difference.contains("tags")).await;
-    assert!(explained(&stage, &one).contains("field-parked"), "{}", explained(&stage, &one));
+    assert!(explained(&stage, &one).contains("put aside: tags"), "{}", explained(&stage, &one));
 
     refuse("arm", "PUT").await;
     stage.edit_defender(&two, json!({"severity": "high", "customTags": ["first", long]})).await;
     stage.sentinel_shows(&two, json!({"severity": "High"})).await;
     stage.ends_but(|difference| difference.contains("tags")).await;
     let told = explained(&stage, &two);
-    assert!(told.contains("field-parked") && told.contains("tags"), "{told}");
+    assert!(told.contains("put aside: tags") && told.contains("tags"), "{told}");
 
     // Another value is tried again.
     stage.edit_defender(&two, json!({"customTags": ["first", "short"]})).await;

@@ -399,7 +399,7 @@ impl Analyst {
     }
 
     /// Leaves a comment on a Sentinel incident.
-    pub(crate) async fn comment_sentinel(&self, name: &str, text: &str) {
+    pub(crate) async fn say_in_sentinel(&self, name: &str, text: &str) {
         let url = format!(
             "{}{}/providers/Microsoft.SecurityInsights/incidents/{name}/comments/{}?api-version={API_VERSION}",
             self.arm,
