@@ -159,7 +159,7 @@ impl World {
         };
         let twin = &mut self.twins[which];
         let listed = twin.list(self.now - Duration::seconds(trouble.sentinel_lag));
-        let count = u32::try_from(listed.len()).unwrap();
+        let count = u32::try_from(listed.len()).expect("few");
         let before = twin.ledger.clone();
         let plan = |sentinel| {
             let seen = CommentsSeen {
@@ -205,7 +205,9 @@ impl World {
         }
         let now = self.now;
         // As it is kept: in the store's words.
-        let mut ledger: Ledger = serde_json::from_str(&serde_json::to_string(&plan.ledger).unwrap()).unwrap();
+        let mut ledger: Ledger =
+            serde_json::from_str(&serde_json::to_string(&plan.ledger).expect("our own JSON"))
+                .expect("our own JSON");
         assert_eq!(ledger, plan.ledger);
         self.twins[which].ledger = ledger.clone();
         self.twins[which].again = plan.look_again;
@@ -414,7 +416,7 @@ impl Twin {
     fn delete(&mut self, name: &str, now: OffsetDateTime) {
         let versions =
             self.comments.iter_mut().find(|(known, _)| known == name).map(|(_, versions)| versions);
-        versions.unwrap().push(Version { since: now, comment: None });
+        versions.expect("there").push(Version { since: now, comment: None });
     }
 
     fn now(&self, name: &str) -> Option<SentinelComment> {
@@ -479,7 +481,7 @@ fn trouble() -> impl Strategy<Value = Trouble> {
 }
 
 fn act(forget: bool) -> impl Strategy<Value = Act> {
-    let texts = || 0..u8::try_from(TEXTS.len()).unwrap();
+    let texts = || 0..u8::try_from(TEXTS.len()).expect("few");
     prop_oneof![
         3 => (0_u8..4, texts()).prop_map(|(author, text)| Act::Defender { author, text }),
         3 => (0_usize..4, 0_u8..4, texts()).prop_map(|(twin, author, text)| Act::Sentinel { twin, author, text }),
