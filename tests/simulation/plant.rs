@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::life::{Fuse, VirtualClock};
 use crate::store::{Disk, Memory};
-use crate::truth::{Face, Truth};
+use crate::truth::{Face, Truth, known};
 
 pub(crate) const TENANT: &str = "0c5f8a52-7c5a-4f0e-9d2a-1f1e5b0a7c11";
 const GRAPH: &str = "https://graph.test";
@@ -85,6 +85,7 @@ pub(crate) struct Plant {
     pub(crate) graph_tells: bool,
     pub(crate) playbooks_tell: bool,
     told: Vec<(OffsetDateTime, String)>,
+    disk: Arc<Mutex<Disk>>,
     rng: fastrand::Rng,
     /// When an incident last changed.
     moved: HashMap<(Side, String), OffsetDateTime>,
@@ -118,9 +119,10 @@ impl Dice for Shared {
 
 impl Shared {
     pub(crate) fn new(seed: u64, tenants: &[(&str, &str)]) -> Self {
+        let disk: Arc<Mutex<Disk>> = Arc::default();
         Self {
-            plant: Arc::new(Mutex::new(Plant::new(seed, tenants))),
-            disk: Arc::default(),
+            plant: Arc::new(Mutex::new(Plant::new(seed, tenants, disk.clone()))),
+            disk,
             clock: Arc::new(VirtualClock::new()),
             dice: Arc::new(Mutex::new(fastrand::Rng::with_seed(seed ^ 0xd1ce))),
             wakes: Arc::default(),
@@ -170,7 +172,7 @@ fn of_link(next: &str) -> Vec<(String, String)> {
 }
 
 impl Plant {
-    fn new(seed: u64, tenants: &[(&str, &str)]) -> Self {
+    fn new(seed: u64, tenants: &[(&str, &str)], disk: Arc<Mutex<Disk>>) -> Self {
         let mut world = World::default();
         for (tenant, name) in tenants {
             world.tenants.entry((*tenant).to_owned()).or_insert_with(|| Tenant::new(tenant));
@@ -197,6 +199,7 @@ impl Plant {
             graph_tells: false,
             playbooks_tell: false,
             told: Vec::new(),
+            disk,
             rng: fastrand::Rng::with_seed(seed ^ 0x9e7),
             moved: HashMap::new(),
             shown: HashMap::new(),
@@ -336,20 +339,21 @@ impl Plant {
         if !act(self) {
             return false;
         }
-        let mut told = Vec::new();
+        let (mut told, one_open, disk) = (Vec::new(), self.one_open(), self.disk.clone());
+        let knows = |id: &str, side| known(&disk.lock().unwrap(), (id, side), one_open);
         for (id, (defender, sentinel)) in faces(self) {
             let Some((d, s)) = before.get(&id) else {
                 told.push(format!("{id} is new"));
                 continue;
             };
             if let (Some(before), Some(after)) = (d, &defender) {
-                let changes =
-                    self.truth.edited((&id, Side::Defender), (before, after), sentinel.as_ref(), now);
+                let (at, knows) = ((id.as_str(), Side::Defender), knows(&id, Side::Defender));
+                let changes = self.truth.edited(at, (before, after), sentinel.as_ref(), knows.as_ref(), now);
                 told.extend(changes.into_iter().map(|change| format!("defender {id} {change}")));
             }
             if let (Some(before), Some(after)) = (s, &sentinel) {
-                let changes =
-                    self.truth.edited((&id, Side::Sentinel), (before, after), defender.as_ref(), now);
+                let (at, knows) = ((id.as_str(), Side::Sentinel), knows(&id, Side::Sentinel));
+                let changes = self.truth.edited(at, (before, after), defender.as_ref(), knows.as_ref(), now);
                 told.extend(changes.into_iter().map(|change| format!("sentinel {id} {change}")));
             }
         }

@@ -197,6 +197,16 @@ struct Edit {
 
 type Place = (String, Side, Cell);
 
+/// What the application knows of one side of an incident.
+pub(crate) fn known(disk: &Disk, (id, side): (&str, Side), one_open: bool) -> Option<Face> {
+    let link = disk.links.values().find(|link| link.key.incident_id == id)?;
+    let known = serde_json::from_str::<LinkState>(&link.state).ok()?.known?;
+    Some(match side {
+        Side::Defender => Face::of_defender(&known.defender, one_open),
+        Side::Sentinel => Face::of_sentinel(&known.sentinel, one_open),
+    })
+}
+
 /// The ledger.
 #[derive(Debug, Default)]
 pub(crate) struct Truth {
@@ -249,6 +259,7 @@ impl Truth {
         (id, side): (&str, Side),
         (before, after): (&Face, &Face),
         other: Option<&Face>,
+        known: Option<&Face>,
         now: OffsetDateTime,
     ) -> Vec<String> {
         let mut told = Vec::new();
@@ -265,8 +276,11 @@ impl Truth {
             if side == Side::Sentinel {
                 self.own_words.insert((id.to_owned(), cell.clone()));
             }
+            // Back to what the application last knew: nobody can tell it from never having been changed.
+            let undone = known.is_some_and(|known| known.word(&cell).native == is.native);
             if let Some(theirs) = self.edits.get_mut(&(id.to_owned(), side.other(), cell.clone()))
                 && theirs.copied
+                && !undone
             {
                 theirs.superseded = Some(now);
             }
@@ -325,6 +339,9 @@ impl Truth {
             if late {
                 // Given up by its sender, and nothing guards it: the window was open until now.
                 self.late += 1;
+                if side == Side::Sentinel {
+                    self.own_words.insert((id.to_owned(), cell.clone()));
+                }
                 let along =
                     if cell == Cell::Status { vec![Cell::Verdict, Cell::Comment] } else { Vec::new() };
                 let cells = along.into_iter().chain([cell.clone()]);
