@@ -15,7 +15,7 @@ use lockstep::app::sweep::{SweepOptions, Sweeper};
 use lockstep::app::worker::Worker;
 use lockstep::domain::model::{LinkKey, Side};
 use lockstep::domain::plan::{self, LinkState, Snapshot};
-use lockstep::domain::policy::{Direction, Policy};
+use lockstep::domain::policy::{Direction, Field, Policy};
 use lockstep::ports::{Clock, Hint, Parked, Store, Subject};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -271,6 +271,22 @@ impl House {
             }
             let both = |field| policy.of(field).direction == Direction::Both;
             plant.truth.rest(&id, (&face, &twin), both, &disk)?;
+            let heard = plant.heard((tenant, place), &id);
+            if face.merged {
+                if !twin.labelled_redirected && both(Field::Status) {
+                    return Err(format!("{id} was merged away, and its twin has no label that says so"));
+                }
+                continue;
+            }
+            let merged: Vec<String> =
+                plant.ids(tenant).into_iter().filter(|id| plant.merged(tenant, id)).collect();
+            plant.sayings.heard(&id, &heard, |from| merged.iter().any(|id| id == from))?;
+            for title in plant.alert_titles(tenant, &id) {
+                let found = heard.sentinel.iter().filter(|comment| comment.contains(&title)).count();
+                if found != 1 {
+                    return Err(format!("{id}: the alert {title:?} is in {found} comments in Sentinel"));
+                }
+            }
         }
         if let Some(name) = names.first() {
             return Err(format!("{name} is nobody's twin"));

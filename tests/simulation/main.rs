@@ -10,6 +10,7 @@ mod house;
 mod life;
 mod people;
 mod plant;
+mod sayings;
 mod seeds;
 mod sides;
 mod store;

@@ -36,7 +36,7 @@ pub(crate) enum Deed {
     CommentInDefender { who: &'static str, id: String, text: String },
     CommentInSentinel { who: &'static str, id: String, comment: String, text: String },
     Engine { id: String, members: Value },
-    Alert { id: String, severity: &'static str },
+    Alert { id: String, severity: &'static str, title: String },
 }
 
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ fn one_of<T: Copy>(rng: &mut fastrand::Rng, choices: &[T]) -> T {
 }
 
 fn text(rng: &mut fastrand::Rng, what: &str) -> String {
-    format!("{what} {}", rng.u16(100..999))
+    format!("{what} {:08x}", rng.u32(..))
 }
 
 impl Deed {
@@ -68,8 +68,8 @@ impl Deed {
     pub(crate) fn choose(rng: &mut fastrand::Rng, ids: &[String]) -> Self {
         let (who, id) = (one_of(rng, &PEOPLE), ids[rng.usize(..ids.len())].clone());
         match rng.u8(..100) {
-            0..42 => Self::in_defender(rng, who, id),
-            42..86 => {
+            0..34 => Self::in_defender(rng, who, id),
+            34..68 => {
                 let edit = match rng.u8(..12) {
                     0..3 => Edit::Member(
                         "severity",
@@ -90,12 +90,16 @@ impl Deed {
                 };
                 Deed::Sentinel { who, id, edit }
             }
-            86..89 => Deed::CommentInDefender { who, id, text: text(rng, "seen") },
-            89..92 => {
+            // Now and then the same words of the same person: two comments all the same.
+            68..79 => {
+                let text = if rng.u8(..5) == 0 { "me too".to_owned() } else { text(rng, "seen") };
+                Deed::CommentInDefender { who, id, text }
+            }
+            79..91 => {
                 let comment = format!("c{}", rng.u8(..3));
                 Deed::CommentInSentinel { who, id, comment, text: text(rng, "noted") }
             }
-            92..96 => {
+            91..95 => {
                 let members = match rng.u8(..3) {
                     0 => json!({"displayName": text(rng, "Multi-stage incident")}),
                     1 => json!({"severity": one_of(rng, &["low", "medium", "high"])}),
@@ -103,7 +107,10 @@ impl Deed {
                 };
                 Deed::Engine { id, members }
             }
-            _ => Deed::Alert { id, severity: one_of(rng, &["low", "medium", "high"]) },
+            _ => {
+                let severity = one_of(rng, &["low", "medium", "high"]);
+                Deed::Alert { id, severity, title: text(rng, "Odd sign-in") }
+            }
         }
     }
 
@@ -165,8 +172,8 @@ impl Deed {
                 plant.engine_edits(at, &id, &members, now);
                 true
             }
-            Deed::Alert { id, severity } => {
-                plant.alert_joins(at, &id, &json!({"severity": severity, "title": "Odd sign-in"}), now);
+            Deed::Alert { id, severity, title } => {
+                plant.alert_joins(at, &id, &json!({"severity": severity, "title": title}), now);
                 true
             }
         }

@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::life::{Fuse, VirtualClock};
+use crate::sayings::{Heard, Sayings};
 use crate::store::{Disk, Memory};
 use crate::truth::{Face, Truth, known};
 
@@ -69,6 +70,7 @@ pub(crate) type Slip = Box<dyn FnOnce(&mut Plant, OffsetDateTime) + Send>;
 pub(crate) struct Plant {
     pub(crate) world: World,
     pub(crate) truth: Truth,
+    pub(crate) sayings: Sayings,
     pub(crate) faults: Faults,
     pub(crate) slip: HashMap<Side, Slip>,
     /// Until when a side refuses our token.
@@ -188,6 +190,7 @@ impl Plant {
         Self {
             world,
             truth: Truth::default(),
+            sayings: Sayings::default(),
             faults: Faults::default(),
             slip: HashMap::new(),
             barred: HashMap::new(),
@@ -257,7 +260,8 @@ impl Plant {
     pub(crate) fn defender(&mut self, scope: &str, id: &str, stale: bool, now: OffsetDateTime) -> Answer {
         let app = self.app.clone();
         self.tenant((&app, scope), now, |tenant, moment| {
-            tenant.get_incident(id, &Self::query(Vec::new(), stale), moment)
+            let alerts = options(&[("$expand", "alerts".to_owned())]);
+            tenant.get_incident(id, &Self::query(alerts, stale), moment)
         })
     }
 
@@ -311,10 +315,38 @@ impl Plant {
         all.filter_map(|incident| Some(incident["name"].as_str()?.to_owned())).collect()
     }
 
-    /// The comments of a Sentinel incident, oldest first.
-    pub(crate) fn comments_in_sentinel(&self, scope: &str, name: &str) -> Vec<Value> {
-        let state = self.world.workspaces[scope].describe();
-        state["comments"][name].as_array().cloned().unwrap_or_default()
+    /// The comments of an incident on both sides.
+    pub(crate) fn heard(&self, (tenant, place): (&str, &str), id: &str) -> Heard {
+        let (defender, sentinel) =
+            (self.world.tenants[tenant].describe(), self.world.workspaces[place].describe());
+        let texts = |list: &Value, member: &str| -> Vec<String> {
+            let all = list.as_array().into_iter().flatten();
+            all.map(|one| member.split('/').fold(one, |value, name| &value[name]))
+                .filter_map(|text| Some(text.as_str()?.to_owned()))
+                .collect()
+        };
+        let mut incidents = defender["incidents"].as_array().into_iter().flatten();
+        let incident = incidents.find(|incident| incident["id"] == id).unwrap_or(&Value::Null);
+        let name = twin_id(&key(tenant, id, place));
+        Heard {
+            defender: texts(&incident["comments"], "comment"),
+            sentinel: texts(&sentinel["comments"][name.as_str()], "properties/message"),
+        }
+    }
+
+    /// Whether an incident is merged away now.
+    pub(crate) fn merged(&self, tenant: &str, id: &str) -> bool {
+        let state = self.world.tenants[tenant].describe();
+        let mut incidents = state["incidents"].as_array().into_iter().flatten();
+        incidents.any(|incident| incident["id"] == id && incident["status"] == "redirected")
+    }
+
+    /// The titles of the alerts of an incident.
+    pub(crate) fn alert_titles(&self, tenant: &str, id: &str) -> Vec<String> {
+        let state = self.world.tenants[tenant].describe();
+        let alerts = state["alerts"].as_array().into_iter().flatten();
+        let own = alerts.filter(|alert| alert["incidentId"] == id);
+        own.filter_map(|alert| Some(alert["title"].as_str()?.to_owned())).collect()
     }
 
     // ---- people and engines ----------------------------------------------------------------------------------------
@@ -386,6 +418,7 @@ impl Plant {
         let full = body.as_object_mut().expect("an incident");
         full.remove("lastUpdateDateTime");
         full.remove("createdDateTime");
+        full.remove("alerts");
         full.extend(members.as_object().expect("members").clone());
         full.insert("lastModifiedBy".into(), json!("Microsoft Defender XDR"));
         self.engine_puts(at, &body, now);
@@ -399,10 +432,14 @@ impl Plant {
     }
 
     pub(crate) fn merge(&mut self, at: (&str, &str), from: &str, into: &str, now: OffsetDateTime) -> bool {
-        self.somebody(at, &format!("{from} is merged into {into}"), now, |plant| {
+        let merged = self.somebody(at, &format!("{from} is merged into {into}"), now, |plant| {
             let app = plant.app.clone();
             plant.tenant((&app, at.0), now, |tenant, moment| tenant.merge(from, into, moment)).is_ok()
-        })
+        });
+        if merged {
+            self.sayings.merged(from, into, now);
+        }
+        merged
     }
 
     /// A person edits in the Defender portal. False when it was refused.
@@ -429,14 +466,18 @@ impl Plant {
         (who, id, text): (&str, &str, &str),
         now: OffsetDateTime,
     ) -> bool {
-        self.somebody(at, &format!("{who} comments on {id} in Defender: {text}"), now, |plant| {
+        let said = self.somebody(at, &format!("{who} comments on {id} in Defender: {text}"), now, |plant| {
             let caller = Self::of_person(at.0, &person(at.0, who));
             let comment = |tenant: &mut Tenant, moment: &Moment<'_>| {
                 let body = json!({"comment": text});
                 tenant.comment(false, id, &body, &Self::query(Vec::new(), false), moment)
             };
             plant.tenant((&caller, at.0), now, comment).is_ok()
-        })
+        });
+        if said {
+            self.sayings.said(Side::Defender, id, None, text, now);
+        }
+        said
     }
 
     /// A person edits in the Azure portal: it reads, changes, and puts everything back. False when it was refused.
@@ -467,14 +508,18 @@ impl Plant {
         now: OffsetDateTime,
     ) -> bool {
         let name = twin_id(&key(at.0, id, at.1));
-        self.somebody(at, &format!("{who} comments on {id} in Sentinel: {text}"), now, |plant| {
+        let said = self.somebody(at, &format!("{who} comments on {id} in Sentinel: {text}"), now, |plant| {
             let caller = Self::of_person(at.0, &person(at.0, who));
             let put = |place: &mut Workspace, moment: &Moment<'_>| {
                 let body = json!({"properties": {"message": text}});
                 place.put_child(&name, Child::Comment, comment, &body, moment)
             };
             plant.workspace((&caller, at.1), now, put).is_ok()
-        })
+        });
+        if said {
+            self.sayings.said(Side::Sentinel, id, Some(comment), text, now);
+        }
+        said
     }
 
     // ---- what is told of it ----------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ pub(crate) struct Face {
     pub(crate) merged: bool,
     /// Closed in Sentinel.
     pub(crate) closed: bool,
+    /// Labelled in Sentinel as merged away.
+    pub(crate) labelled_redirected: bool,
 }
 
 fn plain(text: Option<&str>) -> String {
@@ -107,6 +109,7 @@ impl Face {
             tags: says.tags.iter().filter_map(|name| tag(name)).collect(),
             merged: says.status == S::Redirected,
             closed: false,
+            labelled_redirected: false,
         }
     }
 
@@ -157,6 +160,7 @@ impl Face {
             tags: says.labels.iter().filter(|l| !l.auto).filter_map(|label| tag(&label.name)).collect(),
             merged: false,
             closed,
+            labelled_redirected: says.labels.iter().any(|l| l.name.trim().eq_ignore_ascii_case("redirected")),
         }
     }
 
