@@ -95,6 +95,15 @@ impl Reconciler {
         Ok(())
     }
 
+    /// A winner that has its twin only now was told of its losers before there was anything to carry to.
+    pub(crate) async fn inherit_later(&self, run: &Run<'_>) -> Result<(), Failure> {
+        let losers = self.losers(run.key).await?;
+        if losers.iter().any(|loser| !run.state.inherited.contains(loser)) {
+            self.hint_merged(run, run.key.incident_id.clone()).await?;
+        }
+        Ok(())
+    }
+
     /// The winner's part: what incidents that were merged into this one leave it. Reads them; what they had of tags and
     /// owner goes into the round's policy.
     pub(crate) async fn inheritance(

@@ -491,6 +491,9 @@ impl Reconciler {
                     }
                     Sent::All(_) => {}
                 }
+                if planned.outcome == Outcome::Create {
+                    self.inherit_later(run).await?;
+                }
                 Ok(Ok(self.agree(run, &seen, &planned, *landed, heirs, &hung).await?))
             }
             Carried::Held(reason) => {

@@ -438,6 +438,9 @@ impl Plant {
         });
         if merged {
             self.sayings.merged(from, into, now);
+            let twin = twin_id(&key(at.0, from, at.1));
+            let faces = [self.defender_face(at.0, from, now), self.sentinel_face(at.1, &twin, now)];
+            self.truth.inherits(into, faces.each_ref().map(Option::as_ref));
         }
         merged
     }

@@ -63,6 +63,11 @@ impl Sayings {
         }
     }
 
+    /// Whether a comment was ever edited: some of that is for the sweep to find.
+    pub(crate) fn edited(&self) -> bool {
+        self.said.iter().any(|said| said.texts.len() > 1)
+    }
+
     pub(crate) fn merged(&mut self, from: &str, into: &str, at: OffsetDateTime) {
         self.merges.push((from.to_owned(), into.to_owned(), at));
     }

@@ -81,7 +81,7 @@ struct Life {
     /// Whether what is started now may die.
     faulty_fuses: bool,
     ids: Vec<String>,
-    equal_times: bool,
+    hides: bool,
     tally: Tally,
 }
 
@@ -92,7 +92,7 @@ impl Life {
         let switched = rng.u8(..4) > 0;
         let now = house.now();
         let (tenant, _) = (house.at().0.to_owned(), ());
-        let equal_times = house.shared.with(|plant, _| {
+        let hides = house.shared.with(|plant, _| {
             if switched {
                 let known = plant.world.switches.describe();
                 for name in SWITCHES {
@@ -113,7 +113,8 @@ impl Life {
             }
             plant.playbooks_tell = rng.bool();
             plant.tell(now, format!("switches: {}", described(&plant.world.switches.describe())));
-            plant.world.switches.is("equalTimes", "on")
+            let hides = [("equalTimes", "on"), ("commentsTouch", "off"), ("sentinelCommentsTouch", "off")];
+            hides.iter().any(|(name, value)| plant.world.switches.is(name, value))
         });
         let mut told = Vec::new();
         for field in [Field::Severity, Field::Status, Field::Owner, Field::Verdict, Field::Tags] {
@@ -140,7 +141,7 @@ impl Life {
             faulty,
             faulty_fuses: true,
             ids: Vec::new(),
-            equal_times,
+            hides,
             tally,
         }
     }
@@ -293,8 +294,9 @@ impl Life {
             self.start().await;
             self.faulty_fuses = true;
             self.house.quiet().await?;
-            if self.equal_times {
-                // An edit that hides behind an equal time is for the sweep to find.
+            let edited = self.house.shared.plant.lock().unwrap().sayings.edited();
+            if self.hides || edited {
+                // What hides behind an equal time, moves none, or is an edit beside another: for the sweep to find.
                 self.house.sweep().await;
                 self.house.quiet().await?;
             }

@@ -472,6 +472,13 @@ impl Truth {
         Ok(())
     }
 
+    /// What an incident inherits from one that is merged into it is nobody's edit: its owner, and these tags.
+    pub(crate) fn inherits(&mut self, id: &str, loser: [Option<&Face>; 2]) {
+        let tags = loser.into_iter().flatten().flat_map(|face| face.tags.iter().cloned().map(Cell::Tag));
+        let cells: Vec<Cell> = tags.chain([Cell::Owner]).collect();
+        self.tainted.extend(cells.into_iter().map(|cell| (id.to_owned(), cell)));
+    }
+
     /// What came before the quiet point is settled.
     pub(crate) fn settle(&mut self) {
         self.edits.values_mut().for_each(|edit| edit.fresh = false);
