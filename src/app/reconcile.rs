@@ -418,7 +418,10 @@ impl Reconciler {
         }
         match &planned.outcome {
             Outcome::Nothing(why) => {
-                return Ok(Ok(Report::of(End::Nothing((*why).to_owned()))));
+                // A loser that never had a twin has words to leave all the same.
+                let why = (*why).to_owned();
+                self.forward(run, &mut seen).await?;
+                return Ok(Ok(Report::of(End::Nothing(why))));
             }
             Outcome::Vanished(side) if run.cause.attempts < DOUBTS => {
                 return Err(retry(
