@@ -278,6 +278,10 @@ impl House {
                 }
                 continue;
             }
+            // What was said while an incident was merged away, and is no more, is for the sweep to find.
+            if plant.truth.was_merged(&id) {
+                continue;
+            }
             let merged: Vec<String> =
                 plant.ids(tenant).into_iter().filter(|id| plant.merged(tenant, id)).collect();
             plant.sayings.heard(&id, &heard, |from| merged.iter().any(|id| id == from))?;

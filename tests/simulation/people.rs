@@ -92,7 +92,7 @@ impl Deed {
             }
             // Now and then the same words of the same person: two comments all the same.
             68..79 => {
-                let text = if rng.u8(..5) == 0 { "me too".to_owned() } else { text(rng, "seen") };
+                let text = if rng.u8(..5) == 0 { format!("me too, {id}") } else { text(rng, "seen") };
                 Deed::CommentInDefender { who, id, text }
             }
             79..91 => {

@@ -472,6 +472,10 @@ impl Truth {
         Ok(())
     }
 
+    pub(crate) fn was_merged(&self, id: &str) -> bool {
+        self.merged.contains(id)
+    }
+
     /// What an incident inherits from one that is merged into it is nobody's edit: its owner, and these tags.
     pub(crate) fn inherits(&mut self, id: &str, loser: [Option<&Face>; 2]) {
         let tags = loser.into_iter().flatten().flat_map(|face| face.tags.iter().cloned().map(Cell::Tag));
