@@ -196,7 +196,19 @@ async fn a_native_twin_is_adopted_and_given_what_the_connector_drops() {
     };
     carried(&stage.emulator.state().await).expect("what the connector carried");
 
-    // The determination is ours to carry, both ways.
+    // What the connector has not carried yet is not for us to carry.
+    stage.emulator.switch(json!({"nativeDelay": "held"})).await;
+    stage.edit_defender(&first, json!({"severity": "low", "assignedTo": "omar@contoso.com"})).await;
+    stage.quiet().await;
+    let severity =
+        |state: &State| native_twin(state, place, &first).map(|t| t["properties"]["severity"].clone());
+    assert_eq!(severity(&stage.emulator.state().await), Ok(json!("High")), "it is the connector's to carry");
+    stage.emulator.switch(json!({"nativeDelay": "none"})).await;
+    stage.emulator.control(Method::POST, "/native/flush", None).await;
+    assert_eq!(severity(&stage.emulator.state().await), Ok(json!("Low")), "the connector carries it");
+    stage.edit_defender(&first, json!({"severity": "high"})).await;
+
+    // The determination is ours to carry.
     stage.edit_defender(&first, json!({"classification": "truePositive", "determination": "phishing"})).await;
     stage
         .until("the label follows", |state| {
