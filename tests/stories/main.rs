@@ -52,6 +52,10 @@ async fn all_that_waits() {
         ("Graph says later, and not when", Box::pin(trouble::throttled("graph", "PATCH", None, 4.9))),
         ("ARM says later, and when", Box::pin(trouble::throttled("arm", "PUT", Some(4), 4.0))),
         ("an answer that never comes in time", Box::pin(trouble::silence())),
+        (
+            "a comment that never arrived is sent again",
+            Box::pin(whole::a_comment_that_never_arrived_is_sent_again()),
+        ),
     ])
     .await;
 }

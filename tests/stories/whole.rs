@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::stage::{Scene, Stage, fresh};
+use crate::stage::{PATIENCE, Scene, Stage, fresh};
 use crate::support::emulator::State;
 
 /// The texts of a Defender incident's comments.
@@ -127,7 +127,6 @@ async fn a_comment_whose_answer_is_lost_is_not_written_twice() {
         });
         stage.emulator.fault(fault).await;
     }
-    // Past the fault: it must not strike the analyst.
     stage.emulator.say(&stage.places[0], &id, "Omar Salah", "From Defender.").await;
     stage
         .until("Sentinel has it", |state| {
@@ -139,6 +138,63 @@ async fn a_comment_whose_answer_is_lost_is_not_written_twice() {
     comments_are(&stage, &id, &name, 2, 2).await;
     stage.ends().await;
     comments_are(&stage, &id, &name, 2, 2).await;
+}
+
+/// Nobody answered and nothing landed: two reads half a minute apart prove it.
+pub(crate) async fn a_comment_that_never_arrived_is_sent_again() {
+    let stage = Stage::set(Scene::default()).await;
+    let (id, name) = stage.linked(fresh("Lost on the way")).await;
+    stage.in_step().await;
+    let fault = json!({
+        "service": "graph", "method": "POST", "pathContains": "/comments", "kind": "drop-before",
+    });
+    stage.emulator.fault(fault).await;
+    stage.analysts[0].comment_sentinel(&name, "one", "From Sentinel.").await;
+    stage
+        .until_within("Defender has it", 3 * PATIENCE, |state| {
+            let there = said(state, &stage, &id);
+            if there.len() == 1 { Ok(()) } else { Err(format!("{there:?}")) }
+        })
+        .await;
+    stage.ends().await;
+    comments_are(&stage, &id, &name, 1, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_comment_stops_no_other() {
+    let stage = Stage::set(Scene::default()).await;
+    let (id, name) = stage.linked(fresh("Not to be said")).await;
+    stage.in_step().await;
+    let refused = |service: &str, method: &str| {
+        json!({
+            "service": service, "method": method, "pathContains": "/comments", "kind": "status", "status": 400,
+        })
+    };
+    stage.emulator.fault(refused("graph", "POST")).await;
+    stage.analysts[0].comment_sentinel(&name, "one", "This is refused.").await;
+    stage
+        .until("the fault has struck", |state| {
+            if state.0["faults"] == json!([]) { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+    stage.analysts[0].comment_sentinel(&name, "two", "This is taken.").await;
+    comments_are(&stage, &id, &name, 1, 2).await;
+    stage.emulator.fault(refused("arm", "PUT")).await;
+    stage.emulator.say(&stage.places[0], &id, "Omar Salah", "This is refused.").await;
+    stage
+        .until("the fault has struck", |state| {
+            if state.0["faults"] == json!([]) { Ok(()) } else { Err("not yet".to_owned()) }
+        })
+        .await;
+    stage.emulator.say(&stage.places[0], &id, "Omar Salah", "This is taken.").await;
+    comments_are(&stage, &id, &name, 3, 3).await;
+    // A field still crosses, and what was refused is not tried again.
+    stage.edit_defender(&id, json!({"severity": "high"})).await;
+    stage.sentinel_shows(&id, json!({"severity": "High"})).await;
+    stage.ends().await;
+    comments_are(&stage, &id, &name, 3, 3).await;
+    let told = explained(&stage, &id);
+    assert_eq!(told.matches("field-parked").count(), 2, "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -386,7 +442,6 @@ async fn an_owner_who_is_not_in_the_directory_becomes_a_label() {
     stage.edit_defender(&id, json!({"assignedTo": "omar@contoso.com"})).await;
     stage.sentinel_shows(&id, json!({"owner": {"userPrincipalName": "omar@contoso.com"}})).await;
     labelled(false).await;
-    // The label named somebody; the words of the judge are without prefixes of ours, and it is gone.
     stage.ends().await;
 }
 
