@@ -120,7 +120,7 @@ async fn every_difference_is_told_with_its_cause() {
     stage.change("1011", |defender, sentinel| {
         defender.says.status = DefenderStatus::Resolved;
         defender.says.classification = DefenderClassification::TruePositive;
-        defender.says.determination = DefenderDetermination::Malware;
+        defender.says.determination = DefenderDetermination::OtherReason;
         sentinel.says.status = SentinelStatus::Closed;
         sentinel.says.classification = Some(SentinelClassification::Undetermined);
     });
@@ -149,11 +149,11 @@ async fn every_difference_is_told_with_its_cause() {
         ("1008", ("incident", "not there", "there", Cause::Missing)),
         ("1009", ("owner", "a@example.org", "nothing", Cause::Unknown)),
         ("1010", ("owner", "a@example.org", "nothing", Cause::Clash)),
-        ("1011", ("verdict", "truePositive/malware", "nothing", Cause::Unsaid)),
+        ("1011", ("verdict", "truePositive/other", "nothing", Cause::Unsaid)),
     ];
     let mut expected: BTreeMap<_, _> = expected.into();
     // What Sentinel says without a reason is shown as it stands.
-    expected.insert("1011", ("verdict", "truePositive/malware", "Undetermined", Cause::Unsaid));
+    expected.insert("1011", ("verdict", "truePositive/other", "Undetermined", Cause::Unsaid));
     assert_eq!(found, expected);
     assert_eq!(report.differences.len(), expected.len(), "{:?}", report.differences);
     assert_eq!((report.links, report.in_step, report.held.as_deref()), (60, 60 - 9, Some("a test")));

@@ -28,6 +28,7 @@ use crate::plant::{Plug, Shared, TENANT, key, workspace};
 use crate::store::Memory;
 
 /// A running application. Dropping it is `kill -9`.
+#[expect(dead_code, reason = "they are held, because dropping them is the kill")]
 pub(crate) struct App {
     pub(crate) worker: Arc<Worker>,
     pub(crate) fuse: Arc<Fuse>,
@@ -198,10 +199,6 @@ impl House {
 
     pub(crate) fn writes(&self) -> u64 {
         self.shared.plant.lock().unwrap().writes
-    }
-
-    pub(crate) fn calls(&self) -> u64 {
-        self.shared.plant.lock().unwrap().calls
     }
 
     /// Everything that happened, in order: what people did, every call, every line of the journal.

@@ -455,7 +455,7 @@ impl Truth {
             });
             let silent =
                 last(Side::Sentinel).is_some_and(|edit| says_nothing(Side::Sentinel, &cell, &edit.word));
-            if !may && !(derived && silent) {
+            if !(may || derived && silent) {
                 let said: Vec<_> = lasts.iter().flatten().map(|edit| (&edit.word.native, edit.at)).collect();
                 return Err(format!(
                     "{id}: {cell:?} is {:?}, but people said {said:?}: an edit is lost",

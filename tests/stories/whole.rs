@@ -194,7 +194,7 @@ async fn a_refused_comment_stops_no_other() {
     stage.ends().await;
     comments_are(&stage, &id, &name, 3, 3).await;
     let told = explained(&stage, &id);
-    assert_eq!(told.matches("field-parked").count(), 2, "{told}");
+    assert_eq!(told.matches("put aside: comment").count(), 2, "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
