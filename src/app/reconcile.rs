@@ -1038,11 +1038,6 @@ async fn ask(route: &Route, seen: &Snapshot, policy: &mut Policy) {
     }
 }
 
-/// The name of the stored value that reports an owner without a counterpart.
-pub fn unmapped_name(tenant_id: &str, side: Side, name: &str) -> String {
-    format!("unmapped-owner:{tenant_id}:{side}:{}", name.trim().to_lowercase())
-}
-
 /// The ARM name of an incident's twin: the same for the same incident, so that a repeated create is the same create.
 pub fn twin_id(key: &LinkKey) -> String {
     twin_id_again(key, 0)
