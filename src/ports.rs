@@ -50,6 +50,16 @@ pub struct Hint {
     pub source: String,
 }
 
+/// The sources of hints that nobody waits for: they are served when nothing else is due.
+const BACKGROUND: [&str; 2] = ["backfill", "sweep"];
+
+impl Hint {
+    /// Whether the hint may wait for as long as there is live work.
+    pub fn background(&self) -> bool {
+        BACKGROUND.contains(&self.source.as_str())
+    }
+}
+
 /// The identity of one delivery, for senders that repeat a delivery whose answer they did not hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
@@ -225,8 +235,10 @@ pub trait Store: Send + Sync + 'static {
         now: OffsetDateTime,
     ) -> Result<Remembered, StoreError>;
 
-    /// Leases up to `most` rows that want service, are not parked, not leased (or their lease ran out) and due,
-    /// oldest hint first but fair between scopes (no scope gets a second row while another waits for its first).
+    /// Leases up to `most` rows that want service, are not parked, not leased (or their lease ran out) and due.
+    /// Live rows come first, whatever their scope; a row is background only while every hint it has yet to serve is
+    /// ([`Hint::background`]) and no person unparked it. Among the rows of either kind: oldest hint first, but fair
+    /// between scopes (no scope gets a second row while another waits for its first).
     /// Scopes in `skip` get none: they cannot be served now, and looking at their rows would be work for nothing.
     async fn lease_jobs(
         &self,
@@ -302,6 +314,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Sets a named value.
     async fn set_value(&self, name: &str, value: &str) -> Result<(), StoreError>;
+
+    /// The named values whose name begins with `prefix`, as they stand in the order of the names' bytes, from beyond the
+    /// name `after`, at most `most`.
+    async fn values(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<(String, String)>, StoreError>;
+
+    /// Forgets a named value. What is not there is as good as forgotten.
+    async fn remove_value(&self, name: &str) -> Result<(), StoreError>;
 
     /// Orders a stop on writes for a route, or `*` for all. Repeating it keeps the first `since`.
     async fn hold(&self, hold: &Hold) -> Result<(), StoreError>;

@@ -103,6 +103,12 @@ impl Store for Memory {
         self.values.lock().unwrap().insert(name.into(), value.into());
         Ok(())
     }
+    async fn values(&self, _: &str, _: Option<&str>, _: usize) -> Result<Vec<(String, String)>, StoreError> {
+        elsewhere()
+    }
+    async fn remove_value(&self, _: &str) -> Result<(), StoreError> {
+        elsewhere()
+    }
     async fn queue_stats(&self) -> Result<QueueStats, StoreError> {
         self.feel().await?;
         let oldest = OffsetDateTime::from_unix_timestamp(NOW - 7).ok();

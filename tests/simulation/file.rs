@@ -140,6 +140,20 @@ impl Store for File {
         ask!(self, set_value, name = name.to_owned() => &name, value = value.to_owned() => &value)
     }
 
+    async fn values(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        ask!(self, values, prefix = prefix.to_owned() => &prefix,
+            after = after.map(str::to_owned) => after.as_deref(), most = most => most)
+    }
+
+    async fn remove_value(&self, name: &str) -> Result<(), StoreError> {
+        ask!(self, remove_value, name = name.to_owned() => &name)
+    }
+
     async fn hold(&self, hold: &Hold) -> Result<(), StoreError> {
         ask!(self, hold, hold = hold.clone() => &hold)
     }

@@ -20,6 +20,7 @@ pub(crate) struct Row {
     mixed: bool,
     sources: Vec<String>,
     hints: i64,
+    live: bool,
     served_at: Option<OffsetDateTime>,
     not_before: OffsetDateTime,
     attempts: u32,
@@ -97,6 +98,7 @@ impl Store for Memory {
                 return Ok(Remembered::Repeated);
             }
             for hint in hints {
+                let live = !hint.background();
                 let row = disk.rows.entry(hint.subject).or_insert_with(|| Row {
                     wanted: 0,
                     done: 0,
@@ -104,6 +106,7 @@ impl Store for Memory {
                     mixed: false,
                     sources: Vec::new(),
                     hints: 0,
+                    live: false,
                     served_at: None,
                     not_before: now,
                     attempts: 0,
@@ -121,6 +124,7 @@ impl Store for Memory {
                     row.mixed = true;
                 }
                 row.hints += 1;
+                row.live |= live;
                 if !row.sources.contains(&hint.source) {
                     row.sources.push(hint.source);
                 }
@@ -145,22 +149,22 @@ impl Store for Memory {
     ) -> Result<Vec<JobLease>, StoreError> {
         let leases = {
             let mut disk = self.enter().await;
-            let mut due: Vec<(usize, OffsetDateTime, Subject)> = Vec::new();
-            let mut ranks: HashMap<String, usize> = HashMap::new();
+            let mut due: Vec<(bool, usize, OffsetDateTime, Subject)> = Vec::new();
+            let mut ranks: HashMap<(bool, String), usize> = HashMap::new();
             let mut rows: Vec<(&Subject, &Row)> = disk.rows.iter().collect();
             rows.sort_by_key(|(_, row)| row.first_hint_at);
             for (subject, row) in rows {
                 let leased = row.lease.is_some_and(|(_, until)| until > now)
                     || skip.contains(&(subject.side, subject.scope.clone()));
                 if row.wanted > row.done && row.parked.is_none() && !leased && row.not_before <= now {
-                    let rank = ranks.entry(subject.scope.clone()).or_default();
-                    due.push((*rank, row.first_hint_at, subject.clone()));
+                    let rank = ranks.entry((row.live, subject.scope.clone())).or_default();
+                    due.push((!row.live, *rank, row.first_hint_at, subject.clone()));
                     *rank += 1;
                 }
             }
             due.sort();
             let mut leases = Vec::new();
-            for (_, _, subject) in due.into_iter().take(most) {
+            for (_, _, _, subject) in due.into_iter().take(most) {
                 let token = disk.token();
                 let row = disk.rows.get_mut(&subject).unwrap();
                 row.lease = Some((token, until));
@@ -201,7 +205,7 @@ impl Store for Memory {
                             row.attempts = 0;
                             row.first_hint_at = now;
                             if row.hints == 0 {
-                                (row.version, row.mixed) = (None, false);
+                                (row.version, row.mixed, row.live) = (None, false, false);
                                 row.sources.clear();
                             } else {
                                 // Which of the hints came meanwhile is not known: look at all of it.
@@ -340,6 +344,24 @@ impl Store for Memory {
         self.leave(()).await
     }
 
+    async fn values(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        let disk = self.enter().await;
+        let wanted = |name: &str| name.starts_with(prefix) && after.is_none_or(|after| name > after);
+        let found = disk.values.iter().filter(|(name, _)| wanted(name));
+        let found: BTreeMap<_, _> = found.map(|(name, value)| (name.clone(), value.clone())).collect();
+        Ok(found.into_iter().take(most).collect())
+    }
+
+    async fn remove_value(&self, name: &str) -> Result<(), StoreError> {
+        self.enter().await.values.remove(name);
+        self.leave(()).await
+    }
+
     async fn hold(&self, hold: &Hold) -> Result<(), StoreError> {
         self.enter().await.holds.push(hold.clone());
         Ok(())
@@ -370,6 +392,7 @@ impl Store for Memory {
         let Some(row) = disk.rows.get_mut(subject) else { return Ok(false) };
         let was = row.parked.take().is_some();
         row.wanted += 1;
+        row.live = true;
         Ok(was)
     }
 

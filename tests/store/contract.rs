@@ -307,6 +307,111 @@ pub(crate) async fn scopes_take_turns(place: Place) {
     assert_eq!(order, ["quiet/2", "other/2", "flood/02", "flood/03", "flood/04"]);
 }
 
+fn quiet(scope: &str, id: &str, source: &str) -> Hint {
+    hint_of(scope, id, None, source)
+}
+
+pub(crate) async fn the_background_waits_for_live_work(place: Place) {
+    let store = place.open().await;
+    for number in 0..6 {
+        let source = if number % 2 == 0 { "backfill" } else { "sweep" };
+        tell(&store, quiet("a", &format!("old {number}"), source), at(number)).await;
+    }
+    tell(&store, quiet("c", "old", "sweep"), at(10)).await;
+    for (scope, id) in [("a", "1"), ("b", "1"), ("b", "2")] {
+        tell(&store, hint(scope, id), at(100)).await;
+    }
+    // A source that only looks like one of them is live.
+    tell(&store, quiet("a", "2", "backfills"), at(101)).await;
+    let leases = store.lease_jobs(6, &[], at(200), at(900)).await.unwrap();
+    assert_eq!(ids(&leases), ["a/1", "b/1", "a/2", "b/2", "a/old 0", "c/old"]);
+    // The rest of the backlog, one by one, and between two of them what comes in.
+    let mut order = Vec::new();
+    for second in 0..4 {
+        if second == 1 {
+            tell(&store, hint("a", "3"), at(201)).await;
+        }
+        order.extend(ids(&store.lease_jobs(1, &[], at(202), at(900)).await.unwrap()));
+    }
+    assert_eq!(order, ["a/old 1", "a/3", "a/old 2", "a/old 3"]);
+    let skip = [(Side::Defender, "a".to_owned())];
+    assert_eq!(store.lease_jobs(9, &skip, at(202), at(900)).await.unwrap(), [], "skipped, live or not");
+    assert_eq!(ids(&store.lease_jobs(9, &[], at(202), at(900)).await.unwrap()), ["a/old 4", "a/old 5"]);
+}
+
+pub(crate) async fn a_live_hint_wakes_a_background_row(place: Place) {
+    let store = place.open().await;
+    let first =
+        async |now| lease_one(&store, now).await.map(|lease| (lease.subject.native_id.clone(), lease));
+    let tell_both = async |sources: &[&str], now| {
+        tell(&store, quiet("t", "first", "sweep"), now).await;
+        for source in sources {
+            tell(&store, quiet("t", "second", source), now + Duration::seconds(1)).await;
+        }
+    };
+    let serve_all = async |now| {
+        for lease in store.lease_jobs(9, &[], now, now + Duration::seconds(1)).await.unwrap() {
+            settle(&store, &lease, done(now), now).await;
+        }
+    };
+    // One live hint among others is enough, whenever it comes.
+    for (round, sources) in [["poll", "sweep"], ["sweep", "poll"]].into_iter().enumerate() {
+        let now = at(round as i64 * 100);
+        tell_both(&sources, now).await;
+        assert_eq!(first(now + Duration::seconds(2)).await.unwrap().0, "second", "{sources:?}");
+        serve_all(now + Duration::seconds(90)).await;
+    }
+    // In one call too, and it is forgotten once it is served.
+    let both = vec![quiet("t", "second", "sweep"), hint("t", "second")];
+    tell(&store, quiet("t", "first", "sweep"), at(300)).await;
+    store.remember(both, None, at(301)).await.unwrap();
+    let (id, lease) = first(at(302)).await.unwrap();
+    assert_eq!(id, "second");
+    tell(&store, quiet("t", "second", "backfill"), at(303)).await;
+    settle(&store, &lease, done(at(304)), at(304)).await;
+    assert_eq!(first(at(305)).await.unwrap().0, "first", "what came meanwhile came from the background");
+    serve_all(at(390)).await;
+    // A failure forgets nothing.
+    tell_both(&["poll"], at(400)).await;
+    let lease = first(at(402)).await.unwrap().1;
+    tell(&store, quiet("t", "second", "sweep"), at(403)).await;
+    settle(&store, &lease, Settlement::Again { not_before: at(404), counts: true }, at(403)).await;
+    assert_eq!(first(at(405)).await.unwrap().0, "second");
+    serve_all(at(490)).await;
+    // A hint that comes during a lease is as live afterwards.
+    tell(&store, quiet("t", "second", "sweep"), at(500)).await;
+    let lease = first(at(500)).await.unwrap().1;
+    tell(&store, hint("t", "second"), at(502)).await;
+    settle(&store, &lease, done(at(503)), at(503)).await;
+    tell(&store, quiet("t", "first", "sweep"), at(501)).await;
+    assert_eq!(first(at(504)).await.unwrap().0, "second");
+    serve_all(at(590)).await;
+    // Whom a person unparks, a person waits for.
+    tell(&store, quiet("t", "second", "sweep"), at(600)).await;
+    let lease = first(at(600)).await.unwrap().1;
+    settle(&store, &lease, park("so"), at(600)).await;
+    tell(&store, quiet("t", "first", "sweep"), at(600)).await;
+    assert!(store.unpark(&subject("t", "second"), at(601)).await.unwrap());
+    assert_eq!(first(at(602)).await.unwrap().0, "second");
+}
+
+pub(crate) async fn thousands_of_scopes_in_the_background_hold_nobody_up(place: Place) {
+    let store = place.open().await;
+    let hints: Vec<_> = (0..1_200).map(|scope| quiet(&format!("t{scope}"), "1", "backfill")).collect();
+    for some in hints.chunks(400) {
+        store.remember(some.to_vec(), None, at(0)).await.unwrap();
+    }
+    let mut seen = HashSet::new();
+    for round in 0..40 {
+        // The last scope in their order, again and again.
+        tell(&store, hint("z", &round.to_string()), at(1)).await;
+        let leases = store.lease_jobs(31, &[], at(2), at(900)).await.unwrap();
+        assert_eq!(ids(&leases[..1]), [format!("z/{round}")]);
+        seen.extend(ids(&leases[1..]));
+    }
+    assert_eq!(seen.len(), 1_200, "and all of them have their turn");
+}
+
 pub(crate) async fn thousands_of_scopes_all_have_their_turn(place: Place) {
     let store = place.open().await;
     let hints: Vec<_> = (0..1_200)
@@ -727,6 +832,66 @@ pub(crate) async fn values_are_kept(place: Place) {
         store.set_value("poll:u", "other").await.unwrap();
         assert_eq!(store.value("poll:t").await.unwrap().as_deref(), Some(value));
     }
+}
+
+pub(crate) async fn values_are_found_by_the_beginning_of_their_name(place: Place) {
+    let store = place.open().await;
+    let mut names = [
+        "people",
+        "people:",
+        "people:%",
+        "people:A",
+        "people:_",
+        "people:a",
+        "people:a\u{0}",
+        "people:a\u{0}b",
+        "people:a\u{1}",
+        "people:a\u{1}\u{2}",
+        "people:a%b",
+        "people:a_b",
+        "people:aXb",
+        "people:b",
+        "people:é",
+        "people:\u{ffff}",
+        "people:\u{10ffff}",
+        "people:𝔘",
+        "people;",
+        "PEOPLE:a",
+        "peoplf",
+        "",
+    ];
+    for name in names {
+        store.set_value(name, &format!("of {name}")).await.unwrap();
+    }
+    names.sort_unstable();
+    let prefixes =
+        ["", "people:", "people:a", "people:a%", "people:a_", "people:a\u{0}", "people:a\u{1}", "é", "P"];
+    let of = |prefix: &str| -> Vec<(String, String)> {
+        let found = names.iter().filter(|name| name.starts_with(prefix));
+        found.map(|name| ((*name).to_owned(), format!("of {name}"))).collect()
+    };
+    for prefix in prefixes {
+        assert_eq!(store.values(prefix, None, 100).await.unwrap(), of(prefix), "{prefix:?}");
+        let mut paged: Vec<(String, String)> = Vec::new();
+        loop {
+            let after = paged.last().map(|(name, _)| name.clone());
+            let page = store.values(prefix, after.as_deref(), 2).await.unwrap();
+            assert!(page.len() <= 2);
+            if page.is_empty() {
+                break;
+            }
+            paged.extend(page);
+        }
+        assert_eq!(paged, of(prefix), "{prefix:?}");
+    }
+    assert_eq!(store.values("people:", Some("a"), 100).await.unwrap(), of("people:"), "from before them all");
+    assert_eq!(store.values("people:", Some("z"), 100).await.unwrap(), []);
+    assert_eq!(store.values("people:", None, 0).await.unwrap(), []);
+    store.remove_value("people:a").await.unwrap();
+    store.remove_value("people:a").await.unwrap();
+    assert_eq!(store.value("people:a").await.unwrap(), None);
+    let left: Vec<_> = of("people:").into_iter().filter(|(name, _)| name != "people:a").collect();
+    assert_eq!(store.values("people:", None, 100).await.unwrap(), left, "it alone is gone");
 }
 
 fn hold(route: &str, second: i64, reason: &str) -> Hold {

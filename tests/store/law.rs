@@ -47,22 +47,36 @@ fn hint(subject: u8, version: u8) -> Hint {
     hint_of(&about.scope, &about.native_id, versions[usize::from(version)], source)
 }
 
+/// What is kept of a hint: its version, when it came, and whether it is live.
+type Told = (Option<String>, OffsetDateTime, bool);
+
 #[derive(Default)]
 struct Row {
-    hints: Vec<(Option<String>, OffsetDateTime)>,
+    hints: Vec<Told>,
     sources: BTreeSet<String>,
-    late: Vec<(Option<String>, OffsetDateTime)>,
+    late: Vec<Told>,
     late_sources: BTreeSet<String>,
     lease: Option<uuid::Uuid>,
     ready_at: Option<OffsetDateTime>,
     served_at: Option<OffsetDateTime>,
     attempts: u32,
+    /// A person unparked it, and it was not served since.
+    asked_for: bool,
     parked: Option<(OffsetDateTime, Option<String>)>,
 }
 
 impl Row {
     fn is_waiting(&self) -> bool {
         self.parked.is_none() && !(self.hints.is_empty() && self.late.is_empty())
+    }
+
+    fn is_live(&self) -> bool {
+        self.asked_for || self.hints.iter().chain(&self.late).any(|hint| hint.2)
+    }
+
+    /// When the first hint that it has yet to serve came in.
+    fn first(&self) -> Option<OffsetDateTime> {
+        self.hints.iter().chain(&self.late).map(|hint| hint.1).next()
     }
 
     /// The one version that all named.
@@ -86,7 +100,8 @@ impl Row {
             self.ready_at = Some(self.ready_at.map_or(now, |rest| rest.max(now)));
         }
         // What comes during a lease is kept apart, for it outlives a success; else both come to the same.
-        self.late.push((hint.version, now));
+        let live = !hint.background();
+        self.late.push((hint.version, now, live));
         self.late_sources.insert(hint.source);
     }
 
@@ -99,7 +114,8 @@ impl Row {
 #[derive(Default)]
 struct Model {
     rows: BTreeMap<Subject, Row>,
-    turns: HashMap<String, u64>,
+    /// Of live rows and of background rows, by scope.
+    turns: HashMap<(bool, String), u64>,
     turn: u64,
 }
 
@@ -107,33 +123,39 @@ struct Model {
 type Expected = (Subject, Option<String>, BTreeSet<String>, i64, Option<OffsetDateTime>, u32, OffsetDateTime);
 
 impl Model {
-    fn lease(&mut self, most: usize, now: OffsetDateTime) -> Vec<Expected> {
+    /// The rows of one kind that are due, in the order in which they are leased.
+    fn in_turns(&self, live: bool, now: OffsetDateTime) -> Vec<Subject> {
         let mut scopes: BTreeMap<String, Vec<Subject>> = BTreeMap::new();
         for (subject, row) in &self.rows {
-            if row.is_waiting() && row.ready_at.is_some_and(|ready| ready <= now) {
+            if row.is_waiting() && row.is_live() == live && row.ready_at.is_some_and(|ready| ready <= now) {
                 scopes.entry(subject.scope.clone()).or_default().push(subject.clone());
             }
         }
-        let first = |row: &Row| row.hints.iter().chain(&row.late).map(|hint| hint.1).next();
         let mut scopes: Vec<_> = scopes.into_iter().collect();
         for (_, subjects) in &mut scopes {
             subjects.sort_by_key(|subject| (self.rows[subject].ready_at, subject.native_id.clone()));
         }
         scopes.sort_by_key(|(scope, subjects)| {
-            (self.turns.get(scope).copied().unwrap_or(0), first(&self.rows[&subjects[0]]), scope.clone())
+            let turn = self.turns.get(&(live, scope.clone())).copied().unwrap_or(0);
+            (turn, self.rows[&subjects[0]].first(), scope.clone())
         });
         let deepest = scopes.iter().map(|(_, subjects)| subjects.len()).max().unwrap_or(0);
-        let in_turns =
-            (0..deepest).flat_map(|round| scopes.iter().filter_map(move |(_, all)| all.get(round).cloned()));
-        let chosen: Vec<Subject> = in_turns.take(most).collect();
+        let round = |round| scopes.iter().filter_map(move |(_, all)| all.get(round).cloned());
+        (0..deepest).flat_map(round).collect()
+    }
+
+    fn lease(&mut self, most: usize, now: OffsetDateTime) -> Vec<Expected> {
+        let mut chosen = self.in_turns(true, now);
+        chosen.extend(self.in_turns(false, now));
+        chosen.truncate(most);
         chosen
             .into_iter()
             .map(|subject| {
                 self.turn += 1;
-                self.turns.insert(subject.scope.clone(), self.turn);
                 let row = self.rows.get_mut(&subject).expect("just found");
+                self.turns.insert((row.is_live(), subject.scope.clone()), self.turn);
                 row.attempts += u32::from(row.lease.is_some());
-                let first = first(row).expect("it waits");
+                let first = row.first().expect("it waits");
                 row.merge();
                 (
                     subject,
@@ -157,6 +179,7 @@ impl Model {
             Settlement::Done { rest_until } => {
                 row.hints.clear();
                 row.sources.clear();
+                row.asked_for = false;
                 (row.attempts, row.served_at, row.ready_at) = (0, Some(now), Some(*rest_until));
             }
             Settlement::Again { not_before, counts } => {
@@ -247,6 +270,7 @@ async fn live(store: Arc<dyn Store>, deeds: &[Deed]) -> Result<(), TestCaseError
                 let was_parked = row.is_some();
                 if let Some(row) = row {
                     (row.parked, row.attempts, row.ready_at) = (None, 0, Some(now));
+                    row.asked_for = true;
                 }
                 prop_assert_eq!(store.unpark(&subject, now).await.expect("it works"), was_parked);
             }

@@ -96,12 +96,15 @@ struct Folded {
     native_id: String,
     version: Option<String>,
     source: String,
+    live: bool,
     count: i64,
 }
 
 fn fold(hints: Vec<Hint>) -> Result<Vec<Folded>, StoreError> {
     let mut folded: Vec<Folded> = Vec::with_capacity(hints.len());
-    for Hint { subject, version, source } in hints {
+    for hint in hints {
+        let live = !hint.background();
+        let Hint { subject, version, source } = hint;
         if subject.scope.len() > LONGEST_ID || subject.native_id.len() > LONGEST_ID {
             return Err(StoreError::Corrupt(format!("a hint whose id is longer than {LONGEST_ID} bytes")));
         }
@@ -111,6 +114,7 @@ fn fold(hints: Vec<Hint>) -> Result<Vec<Folded>, StoreError> {
             native_id: subject.native_id,
             version,
             source: one_source(source),
+            live,
             count: 1,
         });
     }
@@ -145,6 +149,34 @@ fn join_sources(kept: &str, new: &str) -> String {
         }
     }
     list.join(",")
+}
+
+/// The names that begin with a prefix and come after another, as bounds in the order of bytes: where they begin, whether
+/// that name itself is left out, and before which name they end.
+struct Names {
+    from: String,
+    beyond: bool,
+    end: Option<String>,
+}
+
+impl Names {
+    fn of(prefix: &str, after: Option<&str>) -> Self {
+        let after = after.filter(|after| *after >= prefix);
+        Self { from: after.unwrap_or(prefix).to_owned(), beyond: after.is_some(), end: end_of_prefix(prefix) }
+    }
+}
+
+/// The least text that is greater than all that begin with the prefix; `None` where nothing is.
+fn end_of_prefix(prefix: &str) -> Option<String> {
+    let mut end: Vec<char> = prefix.chars().collect();
+    while let Some(last) = end.pop() {
+        // A range of characters steps over the surrogates, as UTF-8 does.
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            end.push(next);
+            return Some(end.into_iter().collect());
+        }
+    }
+    None
 }
 
 /// The identity of a delivery as a key of bounded length: the sender chooses the id, and may choose a novel.
@@ -193,6 +225,8 @@ struct Ready {
     ready_at: i64,
     /// Somebody leased it and never settled.
     broken_off: bool,
+    /// Not all that it has to serve came from the background.
+    live: bool,
     leased: Gathered,
     fresh: Gathered,
 }
@@ -267,17 +301,33 @@ impl Turns {
     }
 
     /// Notes who got one. Scopes whose last turn is long past are forgotten: they come first either way.
-    fn took(&mut self, leases: &[JobLease]) {
+    fn took<'a>(&mut self, leases: impl IntoIterator<Item = &'a JobLease>) {
+        let mut last = None;
         for lease in leases {
             self.count += 1;
-            self.last.insert((side_number(lease.subject.side), lease.subject.scope.clone()), self.count);
+            let key = (side_number(lease.subject.side), lease.subject.scope.clone());
+            self.last.insert(key.clone(), self.count);
+            last = Some(key);
         }
-        let last = leases.last().filter(|_| self.too_many);
-        self.after = last.map(|lease| (side_number(lease.subject.side), lease.subject.scope.clone()));
+        self.after = last.filter(|_| self.too_many);
         if self.last.len() > MOST_TURNS {
             let (count, half) = (self.count, MOST_TURNS as u64 / 2);
             self.last.retain(|_, turn| *turn + half > count);
         }
+    }
+}
+
+/// The turns of live rows and those of background rows. They are counted apart: being served in the background costs no
+/// scope its turn when something happens there.
+#[derive(Debug, Default)]
+struct BothTurns {
+    live: Turns,
+    background: Turns,
+}
+
+impl BothTurns {
+    fn of(&mut self, live: bool) -> &mut Turns {
+        if live { &mut self.live } else { &mut self.background }
     }
 }
 
@@ -314,6 +364,20 @@ mod tests {
         let counts: Vec<_> = folded.iter().map(|one| (one.native_id.as_str(), one.count)).collect();
         assert_eq!(counts, [("1", 1), ("2", 2), ("2", 1), ("2", 1)]);
         assert!(fold(vec![hint(&"x".repeat(LONGEST_ID + 1), None, "poll")]).is_err());
+    }
+
+    #[test]
+    fn a_prefix_ends_where_the_next_one_begins() {
+        for (prefix, end) in [
+            ("", None),
+            ("a", Some("b")),
+            ("a\u{10ffff}", Some("b")),
+            ("\u{10ffff}\u{10ffff}", None),
+            ("\u{d7ff}", Some("\u{e000}")),
+            ("50%", Some("50&")),
+        ] {
+            assert_eq!(end_of_prefix(prefix).as_deref(), end, "{prefix:?}");
+        }
     }
 
     #[test]

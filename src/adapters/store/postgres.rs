@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::{
-    Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, PARKED_FOR, PATIENCE, PURGE_STEP, RESTING_FOR, Ready,
-    SCOPES_AT_ONCE, ScopeKey, Turns, delivery_key, fold, instant, nanos, side_number, side_of,
+    BothTurns, Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, Names, PARKED_FOR, PATIENCE, PURGE_STEP,
+    RESTING_FOR, Ready, SCOPES_AT_ONCE, ScopeKey, delivery_key, fold, instant, nanos, side_number, side_of,
 };
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{
@@ -37,7 +37,7 @@ pub struct PostgresStore {
     pool: PgPool,
     hints: mpsc::Sender<Waiting>,
     /// Held through a lease, so that the workers of one replica do not go for the same rows.
-    turns: tokio::sync::Mutex<Turns>,
+    turns: tokio::sync::Mutex<BothTurns>,
 }
 
 /// One request's hints on their way to a commit.
@@ -268,7 +268,7 @@ fn is_cut(error: &sqlx::Error) -> bool {
 
 /// The equal hints of a group as one, by subject: a statement may touch a row only once, so that the second kind of
 /// hint for a subject goes into a second statement.
-type Kinds = Vec<(Option<String>, String, i64, i64)>;
+type Kinds = Vec<(Option<String>, String, bool, i64, i64)>;
 
 async fn try_group(connection: &mut PgConnection, group: &[Waiting]) -> Result<HashSet<Uuid>, sqlx::Error> {
     let mut transaction = connection.begin().await?;
@@ -304,12 +304,12 @@ async fn try_group(connection: &mut PgConnection, group: &[Waiting]) -> Result<H
         if delivery.is_some_and(|(key, _)| !counted.remove(&key)) {
             continue;
         }
-        for Folded { side, scope, native_id, version, source, count } in hints {
+        for Folded { side, scope, native_id, version, source, live, count } in hints {
             let version = version.as_deref().map(text);
             let kinds = subjects.entry((*side, text(scope), text(native_id))).or_default();
             match kinds.iter_mut().find(|kind| kind.0 == version && kind.1 == *source) {
-                Some(kind) => kind.2 += count,
-                None => kinds.push((version, source.clone(), *count, *now)),
+                Some(kind) => kind.3 += count,
+                None => kinds.push((version, source.clone(), *live, *count, *now)),
             }
         }
     }
@@ -317,8 +317,9 @@ async fn try_group(connection: &mut PgConnection, group: &[Waiting]) -> Result<H
     for round in 0..rounds {
         let (mut sides, mut scopes, mut ids, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut versions, mut sources, mut nows) = (Vec::new(), Vec::new(), Vec::new());
+        let mut lives = Vec::new();
         for ((side, scope, id), kinds) in &subjects {
-            if let Some((version, source, count, now)) = kinds.get(round) {
+            if let Some((version, source, live, count, now)) = kinds.get(round) {
                 sides.push(*side);
                 scopes.push(scope.as_str());
                 ids.push(id.as_str());
@@ -326,6 +327,7 @@ async fn try_group(connection: &mut PgConnection, group: &[Waiting]) -> Result<H
                 versions.push(version.as_deref());
                 sources.push(source.as_str());
                 nows.push(*now);
+                lives.push(i16::from(*live));
             }
         }
         sqlx::query(REMEMBER)
@@ -337,6 +339,7 @@ async fn try_group(connection: &mut PgConnection, group: &[Waiting]) -> Result<H
             .bind(sources)
             .bind(nows)
             .bind(PARKED_FOR)
+            .bind(lives)
             .execute(&mut *transaction)
             .await?;
     }
@@ -345,10 +348,12 @@ async fn try_group(connection: &mut PgConnection, group: &[Waiting]) -> Result<H
 }
 
 const REMEMBER: &str = "
-    INSERT INTO jobs AS kept (side, scope, native_id, wanted, named, version, sources, first_hint_at, ready_at)
-    SELECT side, scope, native_id, count, CASE WHEN version IS NULL THEN 2 ELSE 1 END, version, sources, at, at
-    FROM unnest($1::smallint[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::bigint[])
-        AS new(side, scope, native_id, count, version, sources, at)
+    INSERT INTO jobs AS kept (side, scope, native_id, wanted, named, version, sources, first_hint_at, ready_at,
+        live, fresh_live)
+    SELECT side, scope, native_id, count, CASE WHEN version IS NULL THEN 2 ELSE 1 END, version, sources, at, at,
+        live, live
+    FROM unnest($1::smallint[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::bigint[],
+        $9::smallint[]) AS new(side, scope, native_id, count, version, sources, at, live)
     ORDER BY side, scope, native_id
     ON CONFLICT (side, scope, native_id) DO UPDATE SET
         wanted = kept.wanted + excluded.wanted,
@@ -361,6 +366,7 @@ const REMEMBER: &str = "
                 OR length(kept.sources) + length(excluded.sources) >= 200 THEN kept.sources
             ELSE kept.sources || ',' || excluded.sources END,
         first_hint_at = COALESCE(kept.first_hint_at, excluded.first_hint_at),
+        live = greatest(kept.live, excluded.live), fresh_live = greatest(kept.fresh_live, excluded.fresh_live),
         news = CASE WHEN kept.lease_token IS NOT NULL AND excluded.version IS NOT NULL
             AND excluded.version IS DISTINCT FROM kept.leased_version THEN 1 ELSE kept.news END,
         ready_at = CASE WHEN kept.wanted = kept.done THEN greatest(kept.ready_at, excluded.ready_at)
@@ -372,20 +378,20 @@ const REMEMBER: &str = "
 
 // ---- leases ------------------------------------------------------------------------------------------------------
 
-/// A few ready rows of each scope that has any, in the order of the scopes, from `($3, $4)` on; they are found by
+/// A few ready rows of each scope that has any, live ones (`$8` = 1) or background ones, in the order of the scopes, from `($3, $4)` on; they are found by
 /// skipping along the index, and no further than to the `$5`th that has some. (A lateral look instead of `EXISTS`: fresh
 /// tables have no statistics, and the planner would read every row.)
 const CANDIDATES: &str = "
     WITH RECURSIVE scopes AS (
-        (SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL
+        (SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL AND live = $8
             AND (side, scope) > ($3, $4) ORDER BY side, scope LIMIT 1)
         UNION ALL
         SELECT next.side, next.scope FROM scopes, LATERAL (
-            SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL
+            SELECT side, scope FROM jobs WHERE wanted > done AND parked_reason IS NULL AND live = $8
                 AND (side, scope) > (scopes.side, scopes.scope) ORDER BY side, scope LIMIT 1) AS next
     ), picked AS MATERIALIZED (
         SELECT scopes.side, scopes.scope FROM scopes, LATERAL (SELECT 1 FROM jobs
-            WHERE wanted > done AND parked_reason IS NULL
+            WHERE wanted > done AND parked_reason IS NULL AND live = $8
                 AND jobs.side = scopes.side AND jobs.scope = scopes.scope AND ready_at <= $1 LIMIT 1) AS ready
         WHERE NOT EXISTS (SELECT 1 FROM unnest($6::smallint[], $7::text[]) AS skip(side, scope)
             WHERE skip.side = scopes.side AND skip.scope = scopes.scope)
@@ -394,9 +400,9 @@ const CANDIDATES: &str = "
     SELECT ready.* FROM picked, LATERAL (
         SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
             leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at,
-            side, scope
+            side, scope, live
         FROM jobs
-        WHERE wanted > done AND parked_reason IS NULL
+        WHERE wanted > done AND parked_reason IS NULL AND live = $8
             AND side = picked.side AND scope = picked.scope AND ready_at <= $1
         ORDER BY ready_at, native_id LIMIT $2) AS ready
     ORDER BY side, scope, ready_at, native_id";
@@ -406,7 +412,7 @@ const CANDIDATES: &str = "
 const TAKE: &str = "
     SELECT jobs.native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
         leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at,
-        jobs.side, jobs.scope
+        jobs.side, jobs.scope, live
     FROM unnest($1::smallint[], $2::text[], $3::text[]) WITH ORDINALITY AS pick(side, scope, native_id, place)
     JOIN jobs ON jobs.side = pick.side AND jobs.scope = pick.scope AND jobs.native_id = pick.native_id
     WHERE wanted > done AND parked_reason IS NULL AND ready_at + 0 <= $4
@@ -415,11 +421,11 @@ const TAKE: &str = "
 const LEASE: &str = "
     UPDATE jobs SET lease_token = $4, ready_at = $5, attempts = $6,
         leased_named = $7, leased_version = $8, leased_sources = $9, leased_first = $10,
-        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0
+        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0, fresh_live = 0
     WHERE side = $1 AND scope = $2 AND native_id = $3";
 
 const DONE: &str = "
-    UPDATE jobs SET done = $5, lease_token = NULL, attempts = 0, served_at = $6, ready_at = $7,
+    UPDATE jobs SET done = $5, lease_token = NULL, attempts = 0, served_at = $6, ready_at = $7, live = fresh_live,
         leased_named = 0, leased_version = NULL, leased_sources = '', leased_first = NULL
     WHERE side = $1 AND scope = $2 AND native_id = $3 AND lease_token = $4";
 
@@ -453,18 +459,20 @@ fn ready_of(row: &PgRow) -> Result<(ScopeKey, Ready), sqlx::Error> {
         broken_off: row.try_get(6)?,
         leased: gathered(7)?,
         fresh: gathered(11)?,
+        live: row.try_get::<i16, _>(17)? == 1,
     };
     Ok(((row.try_get(15)?, plain(row.try_get(16)?)), ready))
 }
 
 impl PostgresStore {
-    /// Some ready rows of each scope that has any, from where the last look ended, once around.
+    /// Some ready rows of each scope that has any, live ones or background ones, from where the last look ended, once around.
     async fn candidates(
         &self,
         start: Option<&ScopeKey>,
         skip: &[Scope],
         now: i64,
         most_jobs: usize,
+        live: bool,
     ) -> Result<Vec<(ScopeKey, Vec<Ready>)>, sqlx::Error> {
         let mut found: Vec<(ScopeKey, Vec<Ready>)> = Vec::new();
         let (sides, scopes): (Vec<i16>, Vec<_>) =
@@ -473,12 +481,13 @@ impl PostgresStore {
         for after in start.into_iter().chain([&before_all]) {
             let rows = sqlx::query(CANDIDATES)
                 .bind(now)
-                .bind(most(most_jobs.saturating_add(SPARE_CANDIDATES)))
+                .bind(most(most_jobs))
                 .bind(after.0)
                 .bind(text(&after.1))
                 .bind(most(SCOPES_AT_ONCE))
                 .bind(&sides)
                 .bind(&scopes)
+                .bind(i16::from(live))
                 .fetch_all(&self.pool)
                 .await?;
             let first_round = found.len();
@@ -505,7 +514,7 @@ impl PostgresStore {
         most_jobs: usize,
         now: i64,
         until: i64,
-    ) -> Result<Vec<JobLease>, sqlx::Error> {
+    ) -> Result<Vec<(bool, JobLease)>, sqlx::Error> {
         let mut transaction = self.pool.begin().await?;
         let (keys, dealt): (Vec<_>, Vec<_>) = dealt.into_iter().unzip();
         let rows = sqlx::query(TAKE)
@@ -519,6 +528,7 @@ impl PostgresStore {
         let mut leases = Vec::with_capacity(rows.len());
         for row in &rows {
             let ((number, scope), ready) = ready_of(row)?;
+            let live = ready.live;
             let side = side_of(number).map_err(|error| sqlx::Error::Decode(error.into()))?;
             let (lease, gathered) = ready.lease(side, &scope);
             sqlx::query(LEASE)
@@ -534,7 +544,7 @@ impl PostgresStore {
                 .bind(gathered.first_at)
                 .execute(&mut *transaction)
                 .await?;
-            leases.push(lease);
+            leases.push((live, lease));
         }
         transaction.commit().await?;
         Ok(leases)
@@ -601,14 +611,28 @@ impl Store for PostgresStore {
         }
         let leased = async {
             let mut turns = self.turns.lock().await;
-            let found = self.candidates(turns.after.as_ref(), skip, now, most_jobs).await?;
-            let dealt = turns.deal(found, most_jobs.saturating_add(SPARE_CANDIDATES));
+            let wanted = most_jobs.saturating_add(SPARE_CANDIDATES);
+            let mut dealt = Vec::new();
+            let mut looked_at = Vec::new();
+            for live in [true, false] {
+                // With live rows enough, nobody looks at the others.
+                if dealt.len() >= most_jobs {
+                    break;
+                }
+                let (turns, room) = (turns.of(live), wanted - dealt.len());
+                let found = self.candidates(turns.after.as_ref(), skip, now, room, live).await?;
+                dealt.extend(turns.deal(found, room));
+                looked_at.push(live);
+            }
             if dealt.is_empty() {
                 return Ok(Vec::new());
             }
             let leases = self.take(dealt, most_jobs, now, until).await?;
-            turns.took(&leases);
-            Ok(leases)
+            for kind in looked_at {
+                let of_kind = leases.iter().filter(|(live, _)| *live == kind);
+                turns.of(kind).took(of_kind.map(|(_, lease)| lease));
+            }
+            Ok(leases.into_iter().map(|(_, lease)| lease).collect())
         };
         patient(leased).await
     }
@@ -847,6 +871,31 @@ impl Store for PostgresStore {
         .map(|_| ())
     }
 
+    async fn values(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most_values: usize,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        // The bounds are of the text as it is kept, in which each character stands for itself or has two of its own.
+        let Names { from, beyond, end } = Names::of(&text(prefix), after.map(text).as_deref());
+        let above = if beyond { "name > $1" } else { "name >= $1" };
+        let below = if end.is_some() { "name < $2" } else { "$2::text IS NULL" };
+        let sql =
+            format!("SELECT name, value FROM named_values WHERE {above} AND {below} ORDER BY name LIMIT $3");
+        let query = sqlx::query_as::<_, (String, String)>(AssertSqlSafe(sql))
+            .bind(from)
+            .bind(end)
+            .bind(most(most_values));
+        let found = patient(query.fetch_all(&self.pool)).await?;
+        Ok(found.into_iter().map(|(name, value)| (plain(name), plain(value))).collect())
+    }
+
+    async fn remove_value(&self, name: &str) -> Result<(), StoreError> {
+        let query = sqlx::query("DELETE FROM named_values WHERE name = $1").bind(text(name));
+        patient(query.execute(&self.pool)).await.map(|_| ())
+    }
+
     async fn hold(&self, hold: &Hold) -> Result<(), StoreError> {
         patient(
             sqlx::query(
@@ -925,7 +974,7 @@ impl Store for PostgresStore {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
             let row = sqlx::query(
-                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = $4
+                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = $4, live = 1
                  WHERE side = $1 AND scope = $2 AND native_id = $3 AND parked_reason IS NOT NULL",
             )
             .bind(side_number(*side))

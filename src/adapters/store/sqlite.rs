@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, PARKED_FOR, PATIENCE, PURGE_STEP, RESTING_FOR, Ready,
-    SCOPES_AT_ONCE, ScopeKey, Turns, delivery_key, fold, instant, nanos, side_number, side_of,
+    BothTurns, Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, Names, PARKED_FOR, PATIENCE, PURGE_STEP,
+    RESTING_FOR, Ready, SCOPES_AT_ONCE, ScopeKey, delivery_key, fold, instant, nanos, side_number, side_of,
 };
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{
@@ -39,7 +39,7 @@ pub struct SqliteStore {
     path: PathBuf,
     writer: Arc<Writer>,
     readers: Arc<Mutex<Vec<Connection>>>,
-    turns: Arc<Mutex<Turns>>,
+    turns: Arc<Mutex<BothTurns>>,
     /// Whether the last lease found anything.
     leased: AtomicBool,
 }
@@ -345,8 +345,9 @@ fn transact<'a>(
 // ---- statements --------------------------------------------------------------------------------------------------
 
 const REMEMBER: &str = "
-    INSERT INTO jobs (side, scope, native_id, wanted, named, version, sources, first_hint_at, ready_at)
-    VALUES (?1, ?2, ?3, ?4, CASE WHEN ?5 IS NULL THEN 2 ELSE 1 END, ?5, ?6, ?7, ?7)
+    INSERT INTO jobs (side, scope, native_id, wanted, named, version, sources, first_hint_at, ready_at,
+        live, fresh_live)
+    VALUES (?1, ?2, ?3, ?4, CASE WHEN ?5 IS NULL THEN 2 ELSE 1 END, ?5, ?6, ?7, ?7, ?9, ?9)
     ON CONFLICT (side, scope, native_id) DO UPDATE SET
         wanted = wanted + ?4,
         named = CASE WHEN ?5 IS NOT NULL AND (named = 0 OR (named = 1 AND version = ?5)) THEN 1 ELSE 2 END,
@@ -355,6 +356,7 @@ const REMEMBER: &str = "
             WHEN instr(',' || sources || ',', ',' || ?6 || ',') > 0 OR length(sources) + length(?6) >= 200 THEN sources
             ELSE sources || ',' || ?6 END,
         first_hint_at = COALESCE(first_hint_at, ?7),
+        live = max(live, ?9), fresh_live = max(fresh_live, ?9),
         news = CASE WHEN lease_token IS NOT NULL AND ?5 IS NOT NULL AND ?5 IS NOT leased_version THEN 1 ELSE news END,
         ready_at = CASE WHEN wanted = done THEN max(ready_at, ?7)
             WHEN parked_reason IS NOT NULL THEN ?7 ELSE ready_at END,
@@ -365,26 +367,28 @@ const REMEMBER: &str = "
 /// In two halves: for `(side, scope) > (?1, ?2)` SQLite would walk through all the rows of the scope that it is at.
 const NEXT_SCOPE: &str = "
     SELECT * FROM (SELECT side, scope FROM jobs INDEXED BY jobs_ready
-        WHERE wanted > done AND parked_reason IS NULL AND side = ?1 AND scope > ?2 ORDER BY scope LIMIT 1)
+        WHERE wanted > done AND parked_reason IS NULL AND live = ?3 AND side = ?1 AND scope > ?2
+        ORDER BY scope LIMIT 1)
     UNION ALL SELECT * FROM (SELECT side, scope FROM jobs INDEXED BY jobs_ready
-        WHERE wanted > done AND parked_reason IS NULL AND side > ?1 ORDER BY side, scope LIMIT 1)
+        WHERE wanted > done AND parked_reason IS NULL AND live = ?3 AND side > ?1
+        ORDER BY side, scope LIMIT 1)
     ORDER BY side, scope LIMIT 1";
 
 const READY: &str = "
     SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
-        leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at
+        leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at, live
     FROM jobs INDEXED BY jobs_ready
-    WHERE wanted > done AND parked_reason IS NULL AND side = ?1 AND scope = ?2 AND ready_at <= ?3
+    WHERE wanted > done AND parked_reason IS NULL AND live = ?5 AND side = ?1 AND scope = ?2 AND ready_at <= ?3
     ORDER BY ready_at, native_id LIMIT ?4";
 
 const LEASE: &str = "
     UPDATE jobs SET lease_token = ?4, ready_at = ?5, attempts = ?6,
         leased_named = ?7, leased_version = ?8, leased_sources = ?9, leased_first = ?10,
-        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0
+        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0, fresh_live = 0
     WHERE side = ?1 AND scope = ?2 AND native_id = ?3";
 
 const DONE: &str = "
-    UPDATE jobs SET done = ?5, lease_token = NULL, attempts = 0, served_at = ?6, ready_at = ?7,
+    UPDATE jobs SET done = ?5, lease_token = NULL, attempts = 0, served_at = ?6, ready_at = ?7, live = fresh_live,
         leased_named = 0, leased_version = NULL, leased_sources = '', leased_first = NULL
     WHERE side = ?1 AND scope = ?2 AND native_id = ?3 AND lease_token = ?4";
 
@@ -415,16 +419,18 @@ fn ready_of(row: &Row<'_>) -> rusqlite::Result<Ready> {
         broken_off: row.get(6)?,
         leased: gathered(7)?,
         fresh: gathered(11)?,
+        live: row.get(15)?,
     })
 }
 
-/// Some ready rows of each scope that has any, from where the last look ended, once around.
+/// Some ready rows of each scope that has any, live ones or background ones, from where the last look ended, once around.
 fn ready_rows(
     connection: &Connection,
     start: Option<ScopeKey>,
     skip: &[ScopeKey],
     now: i64,
     most_jobs: usize,
+    live: bool,
 ) -> Result<Vec<(ScopeKey, Vec<Ready>)>, StoreError> {
     let next = |row: &Row<'_>| Ok((row.get::<_, i16>(0)?, row.get::<_, String>(1)?));
     let before_all = || (-1, String::new());
@@ -432,7 +438,7 @@ fn ready_rows(
     let mut round_the_end = start.is_none();
     let mut after = start.clone().unwrap_or_else(before_all);
     while found.len() < SCOPES_AT_ONCE {
-        let Some(key) = row(connection, NEXT_SCOPE, params![after.0, after.1], next)? else {
+        let Some(key) = row(connection, NEXT_SCOPE, params![after.0, after.1, live], next)? else {
             if round_the_end {
                 break;
             }
@@ -443,7 +449,7 @@ fn ready_rows(
             break;
         }
         if !skip.contains(&key) {
-            let ready = rows(connection, READY, params![key.0, key.1, now, most(most_jobs)], ready_of)?;
+            let ready = rows(connection, READY, params![key.0, key.1, now, most(most_jobs), live], ready_of)?;
             if !ready.is_empty() {
                 found.push((key.clone(), ready));
             }
@@ -454,8 +460,9 @@ fn ready_rows(
 }
 
 fn remember(connection: &Connection, hint: &Folded, now: i64) -> Result<(), StoreError> {
-    let Folded { side, scope, native_id, version, source, count } = hint;
-    execute(connection, REMEMBER, params![side, scope, native_id, count, version, source, now, PARKED_FOR])?;
+    let Folded { side, scope, native_id, version, source, live, count } = hint;
+    let set = params![side, scope, native_id, count, version, source, now, PARKED_FOR, live];
+    execute(connection, REMEMBER, set)?;
     Ok(())
 }
 
@@ -563,29 +570,38 @@ impl Store for SqliteStore {
         let leases = self
             .write(move |connection| {
                 let mut turns = lock(&turns);
-                let ready = ready_rows(connection, turns.after.clone(), &skip, now, most_jobs)?;
-                let mut leases = Vec::new();
-                for ((side, scope), ready) in turns.deal(ready, most_jobs) {
-                    let (lease, gathered) = ready.lease(side_of(side)?, &scope);
-                    let Gathered { named, version, sources, first_at } = gathered;
-                    let (id, token) = (&lease.subject.native_id, lease.token.as_bytes());
-                    let set = params![
-                        side,
-                        scope,
-                        id,
-                        token,
-                        until,
-                        lease.attempts,
-                        named,
-                        version,
-                        sources,
-                        first_at
-                    ];
-                    execute(connection, LEASE, set)?;
-                    leases.push(lease);
+                let mut all = Vec::new();
+                for live in [true, false] {
+                    let room = most_jobs - all.len();
+                    if room == 0 {
+                        break;
+                    }
+                    let turns = turns.of(live);
+                    let ready = ready_rows(connection, turns.after.clone(), &skip, now, room, live)?;
+                    let mut leases = Vec::new();
+                    for ((side, scope), ready) in turns.deal(ready, room) {
+                        let (lease, gathered) = ready.lease(side_of(side)?, &scope);
+                        let Gathered { named, version, sources, first_at } = gathered;
+                        let (id, token) = (&lease.subject.native_id, lease.token.as_bytes());
+                        let set = params![
+                            side,
+                            scope,
+                            id,
+                            token,
+                            until,
+                            lease.attempts,
+                            named,
+                            version,
+                            sources,
+                            first_at
+                        ];
+                        execute(connection, LEASE, set)?;
+                        leases.push(lease);
+                    }
+                    turns.took(&leases);
+                    all.append(&mut leases);
                 }
-                turns.took(&leases);
-                Ok(leases)
+                Ok(all)
             })
             .await?;
         self.leased.store(!leases.is_empty(), Ordering::Relaxed);
@@ -818,6 +834,35 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn values(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most_values: usize,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        let Names { from, beyond, end } = Names::of(prefix, after);
+        self.read(move |connection| {
+            // Spelt out, so that both bounds are bounds of the index.
+            let above = if beyond { "name > ?1" } else { "name >= ?1" };
+            let below = if end.is_some() { "name < ?2" } else { "?2 IS NULL" };
+            let sql = format!(
+                "SELECT name, value FROM named_values WHERE {above} AND {below} ORDER BY name LIMIT ?3"
+            );
+            rows(connection, &sql, params![from, end, most(most_values)], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+        })
+        .await
+    }
+
+    async fn remove_value(&self, name: &str) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.write(move |connection| {
+            execute(connection, "DELETE FROM named_values WHERE name = ?1", params![name]).map(|_| ())
+        })
+        .await
+    }
+
     async fn hold(&self, hold: &Hold) -> Result<(), StoreError> {
         let hold = hold.clone();
         self.write(move |connection| {
@@ -874,7 +919,7 @@ impl Store for SqliteStore {
             let Subject { side, scope, native_id } = &subject;
             let row = execute(
                 connection,
-                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = ?4
+                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = ?4, live = 1
                  WHERE side = ?1 AND scope = ?2 AND native_id = ?3 AND parked_reason IS NOT NULL",
                 params![side_number(*side), scope, native_id, now],
             )?;
@@ -975,6 +1020,29 @@ impl Store for SqliteStore {
         match self.value("ping").await? {
             Some(_) => Ok(()),
             None => Err(StoreError::Corrupt("a value that was just written is not there".to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// While a backfill fills the queue, a lease of live work must walk along live rows alone.
+    #[test]
+    fn a_lease_steps_over_no_backlog() {
+        let connection = Connection::open_in_memory().expect("SQLite");
+        connection.execute_batch(MIGRATIONS[0]).expect("tables");
+        for (sql, bounds) in [
+            (READY, ["jobs_ready (live=? AND side=? AND scope=? AND ready_at<?)"].as_slice()),
+            (NEXT_SCOPE, &["jobs_ready (live=? AND side=? AND scope>?)", "jobs_ready (live=? AND side>?)"]),
+        ] {
+            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("a plan");
+            let steps = statement.query_map([], |row| row.get::<_, String>(3)).expect("a plan");
+            let plan: Vec<String> = steps.collect::<rusqlite::Result<_>>().expect("a plan");
+            for bound in bounds {
+                assert!(plan.iter().any(|step| step.contains(bound)), "{bound}: {plan:?}");
+            }
         }
     }
 }

@@ -18,6 +18,9 @@ CREATE TABLE jobs (
     leased_first BIGINT,
     -- 1 if a hint since the lease named another version than it: such a row is not put aside.
     news SMALLINT NOT NULL DEFAULT 0,
+    -- 0 while every hint not yet served came from the background; fresh_live: the same of the hints since the lease.
+    live SMALLINT NOT NULL,
+    fresh_live SMALLINT NOT NULL,
     attempts BIGINT NOT NULL DEFAULT 0,
     -- The earliest next lease: the time of the hint, the end of a lease, of a wait or of a rest.
     ready_at BIGINT NOT NULL,
@@ -28,7 +31,8 @@ CREATE TABLE jobs (
     parked_version TEXT,
     PRIMARY KEY (side, scope, native_id)
 );
-CREATE INDEX jobs_ready ON jobs (side, scope, ready_at, native_id) WHERE wanted > done AND parked_reason IS NULL;
+-- Live rows and background rows stand apart, so that a lease of live work steps over no backlog.
+CREATE INDEX jobs_ready ON jobs (live, side, scope, ready_at, native_id) WHERE wanted > done AND parked_reason IS NULL;
 CREATE INDEX jobs_parked ON jobs (parked_at) WHERE parked_reason IS NOT NULL;
 CREATE INDEX jobs_resting ON jobs (ready_at) WHERE wanted = done;
 

@@ -18,6 +18,9 @@ CREATE TABLE jobs (
     leased_first INTEGER,
     -- 1 if a hint since the lease named another version than it: such a row is not put aside.
     news INTEGER NOT NULL DEFAULT 0,
+    -- 0 while every hint not yet served came from the background; fresh_live: the same of the hints since the lease.
+    live INTEGER NOT NULL,
+    fresh_live INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
     -- The earliest next lease: the time of the hint, the end of a lease, of a wait or of a rest.
     ready_at INTEGER NOT NULL,
@@ -28,7 +31,8 @@ CREATE TABLE jobs (
     parked_version TEXT,
     PRIMARY KEY (side, scope, native_id)
 ) WITHOUT ROWID;
-CREATE INDEX jobs_ready ON jobs (side, scope, ready_at) WHERE wanted > done AND parked_reason IS NULL;
+-- Live rows and background rows stand apart, so that a lease of live work steps over no backlog.
+CREATE INDEX jobs_ready ON jobs (live, side, scope, ready_at) WHERE wanted > done AND parked_reason IS NULL;
 CREATE INDEX jobs_parked ON jobs (parked_at) WHERE parked_reason IS NOT NULL;
 CREATE INDEX jobs_resting ON jobs (ready_at) WHERE wanted = done;
 
