@@ -499,7 +499,7 @@ struct Candidate<'a> {
     at: Option<OffsetDateTime>,
     /// A post that must be cleared up first.
     waiting: Option<OffsetDateTime>,
-    /// The ledger knows nothing of this comment.
+    /// The ledger knows of no post of it.
     new: bool,
 }
 
@@ -1079,7 +1079,9 @@ impl<'a> Work<'a> {
             self.ledger.told.insert(key, silent(revision, paired));
             return None;
         }
-        let new = told.is_none();
+        let marker = told.as_ref().map(|told| self.post_marker(&key, told.revision, &told.text));
+        let open = marker.as_ref().and_then(|marker| self.ledger.posts.get(marker)).cloned();
+        let new = open.is_none();
         let fresh = |revision, at, waiting| {
             Some(Candidate {
                 comment,
@@ -1093,7 +1095,7 @@ impl<'a> Work<'a> {
             })
         };
         let posted = self.posted_before(&key);
-        let Some(told) = told else {
+        let (Some(told), Some(marker)) = (told, marker) else {
             let newest = posted.iter().map(|(revision, _)| *revision).max();
             let as_now =
                 posted.iter().filter(|(_, of)| text.starts_with(of)).map(|(revision, _)| *revision).max();
@@ -1114,8 +1116,6 @@ impl<'a> Work<'a> {
             };
         };
         let at = if revision == 0 { comment.created } else { comment.modified.or(comment.created) };
-        let marker = self.post_marker(&key, told.revision, &told.text);
-        let open = self.ledger.posts.get(&marker).cloned();
         // Posts that this ledger does not know: of a run whose ledger was lost.
         let later =
             || posted.iter().filter(|(of, _)| *of > told.revision || open.is_some() && *of == told.revision);
@@ -1238,7 +1238,7 @@ impl<'a> Work<'a> {
             text: text.clone(),
             revision: *revision,
             modified: comment.modified.map(millis),
-            paired: false,
+            paired: self.ledger.told.get(key).is_some_and(|told| told.paired),
         };
         self.ledger.told.insert(key.clone(), told);
         self.ledger.waits_until(self.seen.now + LOOK_AGAIN);

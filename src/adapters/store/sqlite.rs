@@ -1038,7 +1038,9 @@ mod tests {
             (NEXT_SCOPE, &["jobs_ready (live=? AND side=? AND scope>?)", "jobs_ready (live=? AND side>?)"]),
         ] {
             let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("a plan");
-            let steps = statement.query_map([], |row| row.get::<_, String>(3)).expect("a plan");
+            let nulls = vec![rusqlite::types::Null; statement.parameter_count()];
+            let nulls = rusqlite::params_from_iter(nulls);
+            let steps = statement.query_map(nulls, |row| row.get::<_, String>(3)).expect("a plan");
             let plan: Vec<String> = steps.collect::<rusqlite::Result<_>>().expect("a plan");
             for bound in bounds {
                 assert!(plan.iter().any(|step| step.contains(bound)), "{bound}: {plan:?}");
