@@ -30,12 +30,9 @@ use crate::store::Memory;
 /// A running application. Dropping it is `kill -9`.
 #[expect(dead_code, reason = "they are held, because dropping them is the kill")]
 pub(crate) struct App {
-    pub(crate) worker: Arc<Worker>,
     pub(crate) fuse: Arc<Fuse>,
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) wake: Arc<Notify>,
-    pub(crate) stop: CancellationToken,
-    pub(crate) tasks: Vec<AbortOnDropHandle<()>>,
+    _wake: Arc<Notify>,
+    _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 /// A route's name, its tenant, and its workspace's resource id.
@@ -164,7 +161,7 @@ impl House {
                 Sweeper { store: store.clone(), routes, clock, metrics, options: SweepOptions::default() };
             tasks.push(spawn(sweeper.run(stop.clone())));
         }
-        App { worker, fuse, store, wake, stop, tasks }
+        App { fuse, _wake: wake, _tasks: tasks }
     }
 
     /// The sweep's hints, now: every link is looked at thoroughly.

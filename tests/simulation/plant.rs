@@ -686,7 +686,6 @@ impl Plug {
             Side::Sentinel => id.to_owned(),
         };
         let mut plant = self.shared.plant.lock().unwrap();
-        plant.calls += 1;
         let count = plant.under_way.entry(name.clone()).or_default();
         *count += 1;
         if *count > 1 {
@@ -762,6 +761,7 @@ impl Plug {
 impl Plant {
     /// What becomes of a call on its way, and how long the way is.
     fn road(&mut self, plug: &Plug, write: bool, now: OffsetDateTime) -> (Duration, Fate) {
+        self.calls += 1;
         let latency = Duration::from_millis(10 + self.rng.u64(0..90));
         let latency = self.slow.get(&plug.scope).copied().unwrap_or(latency);
         if plug.side == Side::Defender {
