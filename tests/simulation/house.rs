@@ -28,7 +28,6 @@ use crate::plant::{Plug, Shared, TENANT, key, workspace};
 use crate::store::Memory;
 
 /// A running application. Dropping it is `kill -9`.
-#[expect(dead_code, reason = "they are held, because dropping them is the kill")]
 pub(crate) struct App {
     pub(crate) fuse: Arc<Fuse>,
     _wake: Arc<Notify>,
