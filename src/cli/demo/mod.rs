@@ -145,7 +145,7 @@ async fn tell(stage: &Stage, service: &Service) -> anyhow::Result<()> {
     stage.control(Method::POST, "/incidents", Some(fresh)).await?;
     let (twin, took) = twin_when(stage, service, NEW, "it is copied", |_| true).await?;
     let labels = twin["properties"]["labels"].as_array().map_or(0, Vec::len);
-    ensure!(labels == 2, "two tags were expected in Sentinel, not {labels}");
+    ensure!(labels == 3, "two tags and a determination were expected in Sentinel, not {labels} labels");
     println!("   -> in Sentinel after {}", seconds(took));
 
     println!(
