@@ -607,8 +607,13 @@ impl<'a> Work<'a> {
     /// Settles the posts whose marker shows, and notes the first read that lacks one.
     fn resolve_posts(&mut self) {
         let posted = &self.posted_markers;
+        let before = self.ledger.posts.len();
         self.ledger.posts.retain(|marker, _| !posted.contains(marker));
         let now = millis(self.seen.now);
+        if self.ledger.posts.len() < before && self.ledger.waits.is_some() {
+            // What waited behind a post that now shows need not wait longer.
+            self.ledger.waits = Some(now);
+        }
         for post in self.ledger.posts.values_mut() {
             if let Post::Sent { missed: missed @ None, .. } = post {
                 *missed = Some(now);
@@ -657,6 +662,10 @@ impl<'a> Work<'a> {
         let Some(list) = seen.sentinel else {
             if self.ledger.count.is_none() || seen.sentinel_count == Some(0) {
                 self.ledger.count = seen.sentinel_count;
+            }
+            // Not listed yet: what waits there is still to be come back to.
+            if let Some(waits) = self.ledger.waits.filter(|_| self.policy.to_defender) {
+                self.look_again(self.at(waits).max(seen.now));
             }
             return;
         };

@@ -73,6 +73,8 @@ struct Trouble {
     fates: Vec<Fate>,
     /// List without being asked, as on a sweep.
     sweep: bool,
+    /// The incident, and the count in it, does not lag when the list does.
+    count_now: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -159,7 +161,8 @@ impl World {
         };
         let twin = &mut self.twins[which];
         let listed = twin.list(self.now - Duration::seconds(trouble.sentinel_lag));
-        let count = u32::try_from(listed.len()).expect("few comments");
+        let counted = if trouble.count_now { twin.list(self.now).len() } else { listed.len() };
+        let count = u32::try_from(counted).expect("few comments");
         let before = twin.ledger.clone();
         let plan = |sentinel| {
             let seen = CommentsSeen {
@@ -290,12 +293,15 @@ impl World {
 
     /// No more trouble and no more edits: runs and looks again until nothing is left to do.
     fn quiet(&mut self) {
+        self.quiet_with(&sweep());
+    }
+
+    fn quiet_with(&mut self, trouble: &Trouble) {
         self.wait(MOST_LAG_SECS + MOST_DELAY_SECS + 1);
-        let sweep = Trouble { sweep: true, ..Trouble::default() };
         for _ in 0..60 {
             let mut busy = false;
             for which in 0..self.twins.len() {
-                let plan = self.run(which, &sweep);
+                let plan = self.run(which, trouble);
                 busy |= !plan.puts.is_empty() || !plan.posts.is_empty() || plan.look_again.is_some();
                 self.wait(1);
             }
@@ -469,13 +475,15 @@ fn fate() -> impl Strategy<Value = Fate> {
 fn trouble() -> impl Strategy<Value = Trouble> {
     let crash = prop_oneof![3 => Just(None), 1 => (0_usize..6).prop_map(Some)];
     let lag = || prop_oneof![Just(0), 0..=MOST_LAG_SECS];
-    (lag(), lag(), crash, prop::collection::vec(fate(), 0..6), any::<bool>()).prop_map(
-        |(defender_lag, sentinel_lag, crash_after, fates, sweep)| Trouble {
+    let fates = prop::collection::vec(fate(), 0..6);
+    (lag(), lag(), crash, fates, any::<bool>(), any::<bool>()).prop_map(
+        |(defender_lag, sentinel_lag, crash_after, fates, sweep, count_now)| Trouble {
             defender_lag,
             sentinel_lag,
             crash_after,
             fates,
             sweep,
+            count_now,
         },
     )
 }
@@ -556,6 +564,23 @@ proptest! {
         let mut world = World::new(1);
         acts.iter().for_each(|act| world.act(act));
         world.quiet();
+        exactly_once(&world);
+    }
+
+    /// Only edits need a sweep to be seen: what is new shows in the count, and what waits is remembered.
+    #[test]
+    fn new_comments_need_no_sweep(acts in script(false)) {
+        let mut world = World::new(1);
+        for act in acts {
+            match act {
+                Act::Edit { .. } => {}
+                Act::Run { twin, trouble } => {
+                    world.act(&Act::Run { twin, trouble: Trouble { sweep: false, ..trouble } });
+                }
+                other => world.act(&other),
+            }
+        }
+        world.quiet_with(&Trouble::default());
         exactly_once(&world);
     }
 
@@ -925,6 +950,54 @@ fn the_list_is_asked_for_only_when_it_may_say_something() {
     world.wait(1);
     world.run(0, &calm);
     assert_eq!((world.twins[0].lists, world.posts().len()), (4, 3));
+}
+
+/// More than one plan takes, and a list that lags behind the count: both are come back to, with no new hint.
+#[test]
+fn what_waits_is_remembered() {
+    let calm = Trouble::default();
+    let mut world = World::new(1);
+    world.run(0, &calm);
+    world.wait(60);
+    for number in 0..60 {
+        world.write_sentinel(0, Some("Bob"), &format!("{number}"));
+        world.wait(1);
+    }
+    for sent in [25, 50, 60] {
+        world.run(0, &calm);
+        assert_eq!(world.posts().len(), sent);
+    }
+    world.wait(60);
+    world.write_sentinel(0, Some("Bob"), "late");
+    let lagging = Trouble { sentinel_lag: 5, count_now: true, ..Trouble::default() };
+    let plan = world.run(0, &lagging);
+    assert_eq!((world.posts().len(), plan.look_again), (60, Some(world.now + comments::LOOK_AGAIN)));
+    // A count that no list ever reaches is not run after for ever.
+    world.wait(1);
+    assert_eq!(world.run(0, &Trouble { sentinel_lag: 5, ..lagging }).look_again, None);
+    world.wait(30);
+    world.run(0, &calm);
+    assert_eq!(world.posts().len(), 61);
+}
+
+/// The connector comes so late that we have carried a comment: its copy is the same comment, not an answer to it.
+#[test]
+fn a_connector_that_comes_late_is_not_answered() {
+    let mut world = World::new(1);
+    world.twins[0].policy.pair_equal = true;
+    world.twins[0].policy.older_than = Some(Duration::minutes(2));
+    world.run(0, &sweep());
+    world.wait(60);
+    world.write_defender(Some("Ann"), "from Defender");
+    world.write_sentinel(0, Some("Bob"), "<p>from Sentinel</p>");
+    world.wait(300);
+    world.quiet();
+    assert_eq!(world.twins[0].writes, 2);
+    world.write_sentinel(0, Some("Microsoft"), "from Defender");
+    world.write_defender(Some("Microsoft"), "from Sentinel");
+    world.wait(300);
+    world.quiet();
+    assert_eq!(world.twins[0].writes, 2);
 }
 
 #[test]
