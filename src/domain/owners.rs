@@ -302,11 +302,6 @@ pub fn same(defender: Option<&str>, sentinel: &SentinelOwner, people: &People, p
     })
 }
 
-/// What the directory of the workspace's tenant says an owner is, for `ownerType`. `None`: it was not asked.
-pub fn kind_of(owner: &SentinelOwner, people: &People) -> Option<PersonKind> {
-    names(owner).iter().find_map(|name| people.found(Side::Sentinel, name)).map(|person| person.kind)
-}
-
 // ---- names -------------------------------------------------------------------------------------------------------
 
 /// A name for comparing: without case, without the spaces that hands and tables leave.

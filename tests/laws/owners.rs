@@ -197,5 +197,6 @@ fn directories_name_the_person_in_full_and_the_missing_fall_back() {
     assert_eq!((gone.name.as_str(), gone.why.contains("no longer")), (ID, true));
     let as_is = OwnerPolicy { fallback: Fallback::AsIs, ..policy.clone() };
     assert_eq!(to_defender(&only(GROUP), &people, &as_is).value(), Some(&Some("Somebody".to_owned())));
-    assert_eq!(kind_of(&only(GROUP), &people), Some(PersonKind::Group));
+    let group = to_sentinel(Some(GROUP), &people, &policy);
+    assert!(group.value().is_some_and(|owner| owner.group), "a group goes as a group: {group:?}");
 }
