@@ -663,6 +663,9 @@ impl<'a> Work<'a> {
             if self.ledger.count.is_none() || seen.sentinel_count == Some(0) {
                 self.ledger.count = seen.sentinel_count;
             }
+            if self.ledger.count == seen.sentinel_count {
+                self.ledger.chased = None;
+            }
             // Not listed yet: what waits there is still to be come back to.
             if let Some(waits) = self.ledger.waits.filter(|_| self.policy.to_defender) {
                 self.look_again(self.at(waits).max(seen.now));
@@ -689,6 +692,14 @@ impl<'a> Work<'a> {
                 if names.contains(&id) {
                     self.ledger.landed.insert(id);
                 }
+            }
+        }
+        // A copy whose source this read of Defender lacks: it landed all the same, and is counted above.
+        for comment in list {
+            let id = short(&comment.name.to_lowercase());
+            let copy = |marker: &Marker| marker.twin == self.mine && marker.kind == 'd' && marker.rest == id;
+            if markers(&comment.message).iter().any(copy) {
+                self.ledger.landed.insert(id);
             }
         }
         let rolling = short(&self.rolling_id());
