@@ -996,6 +996,7 @@ fn determination(
     }
     let base = Base::of(&seen.state, own, Field::Determination, d, s);
     let label = map::determination_label(&s.labels, own);
+    let known_closed = base.sentinel().filter(|s| s.status == SentinelStatus::Closed).map(|s| s.reason.clone());
     let known = base.map(|d, s| {
         let verdict = (d.classification.clone(), d.determination.clone());
         (verdict, map::determination_label(&s.labels, own))
@@ -1016,7 +1017,14 @@ fn determination(
         }
         let verdict = (goal_d.classification.clone(), goal_d.determination.clone());
         let word = map::determination_to_sentinel(&verdict, reason.as_ref(), policy);
-        if policy.of(Field::Determination).direction.to_sentinel() && label != word {
+        // A label that was gone, or never there, for the same word stays so, as below.
+        let unmoved = label.is_none()
+            && known.as_ref().is_some_and(|known| {
+                let open = || map::verdict_to_sentinel(&known.defender).and_then(|(_, reason)| reason);
+                let reason = known_closed.unwrap_or_else(open);
+                map::determination_to_sentinel(&known.defender, reason.as_ref(), policy) == word
+            });
+        if policy.of(Field::Determination).direction.to_sentinel() && label != word && !unmoved {
             map::set_determination(&mut goal_s.labels, word.as_deref(), own);
             rules[Field::Determination as usize] = Some((Side::Sentinel, Rule::OneSided));
         }
