@@ -198,6 +198,8 @@ pub struct Poll {
     pub defender_every: Duration,
     /// Sentinel's change list.
     pub sentinel_every: Duration,
+    /// Defender's list of alerts, for tenants whose alerts are shown in Sentinel; zero: never.
+    pub alerts_every: Duration,
     /// Everything.
     pub sweep_every: Duration,
     /// How far a poll looks back behind its watermark.
@@ -845,7 +847,15 @@ impl Reader<'_> {
         let node = self.table(root, "poll");
         self.known(
             &node,
-            &["defender_every", "sentinel_every", "sweep_every", "overlap", "backfill", "stretch"],
+            &[
+                "defender_every",
+                "sentinel_every",
+                "alerts_every",
+                "sweep_every",
+                "overlap",
+                "backfill",
+                "stretch",
+            ],
         );
         const SECOND: Duration = Duration::from_secs(1);
         const DAY: Duration = Duration::from_secs(86_400);
@@ -854,6 +864,7 @@ impl Reader<'_> {
         Poll {
             defender_every: span("defender_every", 10 * SECOND, tenth, DAY),
             sentinel_every: span("sentinel_every", 15 * SECOND, tenth, DAY),
+            alerts_every: span("alerts_every", 60 * SECOND, Duration::ZERO, DAY),
             sweep_every: span("sweep_every", DAY / 4, SECOND, 30 * DAY),
             overlap: span("overlap", 300 * SECOND, Duration::ZERO, DAY),
             backfill: span("backfill", 7 * DAY, Duration::ZERO, 180 * DAY),

@@ -105,6 +105,14 @@ pub async fn explain(
             for reason in state.hung.comments.parked() {
                 why_not.push(format!("a comment was refused: {reason}"));
             }
+            for (alert, refused) in &state.hung.alerts_refused {
+                let names: Vec<&str> = refused.patch.apart().into_iter().map(|(name, _)| name).collect();
+                let what = names.join(" and ");
+                why_not.push(format!("alert {alert} does not follow in {what}: {}", refused.why));
+            }
+            if let Some(why) = &state.hung.follow_waits {
+                why_not.push(format!("alerts do not follow for now: {why}"));
+            }
             if policy.shadow {
                 why_not.push("the route is in shadow: nothing is written".to_owned());
             }

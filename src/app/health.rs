@@ -17,7 +17,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::domain::model::Side;
-use crate::ports::ApiObserver;
+use crate::ports::{ApiObserver, alerts_scope};
 
 /// A route, as far as health is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +106,9 @@ pub struct SideReport {
     /// The last error that no success has followed, as one sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why alerts are neither listed nor changed by themselves, where that is so. Incidents go on without them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<String>,
 }
 
 /// The watch over the sides. One per application.
@@ -200,7 +203,10 @@ impl Health {
             .iter()
             .map(|route| RouteReport {
                 route: route.name.clone(),
-                defender: side_of(Side::Defender, &route.tenant_id),
+                defender: SideReport {
+                    alerts: trouble(&side_of(Side::Defender, &alerts_scope(&route.tenant_id))),
+                    ..side_of(Side::Defender, &route.tenant_id)
+                },
                 sentinel: side_of(Side::Sentinel, &route.workspace),
             })
             .collect();
@@ -273,7 +279,12 @@ fn side_report(known: &Scope, now: OffsetDateTime) -> SideReport {
         closed_until,
         last_poll_seconds_ago: known.polled.map(|at| (now - at).whole_seconds().max(0)),
         error: token_error.or_else(|| known.poll_error.clone()),
+        alerts: None,
     }
+}
+
+fn trouble(report: &SideReport) -> Option<String> {
+    report.closed_because.clone().or_else(|| report.error.clone())
 }
 
 fn labels(route: &WatchedRoute, side: Side) -> RouteLabels {

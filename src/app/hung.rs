@@ -5,12 +5,15 @@ use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::app::reconcile::{FENCE_FOR, Reconciler, Run, fence_lost, store_failure};
+use crate::app::reconcile::{FENCE_FOR, Reconciler, Run, alerts_hash, fence_lost, store_failure};
+use crate::domain::alert::Alert;
 use crate::domain::comments::{self, CommentPlan, CommentsSeen, DefenderPost, SentinelPut};
 use crate::domain::digest::{self, Bookmark};
 use crate::domain::failure::{Class, Effect, Failure};
-use crate::domain::model::{AlertPatch, DefenderPatch, DefenderStatus, Side};
-use crate::domain::plan::{Outcome, Plan, Snapshot, hash};
+use crate::domain::model::{
+    AlertPatch, DefenderClassification, DefenderIncident, DefenderPatch, DefenderStatus, Side,
+};
+use crate::domain::plan::{Hung, Outcome, Plan, Snapshot, alert_mark, format_instant, hash};
 use crate::domain::policy::{AlertMode, Follow, Policy};
 use crate::ports::{Held, JournalEntry};
 
@@ -22,6 +25,10 @@ const DIGEST_PARTS: usize = 8;
 const MOST_BOOKMARKS: usize = 20;
 /// How many alerts are made to follow in one run; the rest follows in the next.
 const FOLLOWERS: usize = 20;
+/// When alerts that could not be told anything, for want of a role, are tried again.
+const FOLLOW_AGAIN: time::Duration = time::Duration::minutes(10);
+/// `alertStatus`.
+const RESOLVED: &str = "resolved";
 /// How many comments a link may take in an hour: far more than people write, far less than a loop does.
 const MOST_COMMENTS_AN_HOUR: u64 = 300;
 /// The namespace of the comments that are ours alone.
@@ -35,9 +42,11 @@ pub(crate) struct HungPlan {
     posts: Vec<DefenderPost>,
     /// Comments of our own for Sentinel: id, text, and where it belongs in the digest, if it does.
     own: Vec<(String, String, Option<Part>)>,
-    /// Bookmarks of alerts: id, and the hash of what it says.
-    bookmarks: Vec<(String, Bookmark, u64)>,
-    /// Alerts that are to follow.
+    /// Bookmarks of alerts: id, the alert with its title, and the hash of what it says.
+    bookmarks: Vec<(String, (String, String), Bookmark, u64)>,
+    /// What the alerts are to be told, all in all.
+    telling: Option<AlertPatch>,
+    /// Alerts that are to follow in this run.
     follow: Vec<(String, AlertPatch)>,
     /// Whether more alerts are to follow in another run.
     follow_on: bool,
@@ -68,6 +77,11 @@ impl HungPlan {
     /// Whether a history is told, which Defender is to have as well.
     pub(crate) fn tells_history(&self) -> bool {
         self.own.iter().any(|(_, _, digest)| digest.is_none())
+    }
+
+    /// Whether the next run has something to do that no version of either side tells of.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.tells_history() || self.follow_on
     }
 
     fn touches_sentinel(&self) -> bool {
@@ -104,6 +118,7 @@ impl Reconciler {
             posts: Vec::new(),
             own: Vec::new(),
             bookmarks: Vec::new(),
+            telling: None,
             follow: Vec::new(),
             follow_on: false,
             look_again: None,
@@ -179,7 +194,15 @@ impl Reconciler {
                     None if free == 0 => continue,
                     None => free -= 1,
                 }
-                hung.bookmarks.push((id, bookmark, now));
+                let title = alert.title.clone().unwrap_or_default();
+                hung.bookmarks.push((id, (alert.id.clone(), title), bookmark, now));
+            }
+            for (id, (alert, title)) in &state.bookmarked {
+                let bookmark = digest::departed(alert, title);
+                let now = hash(&format!("{bookmark:?}"));
+                if !alerts.iter().any(|here| here.id == *alert) && state.bookmarks.get(id) != Some(&now) {
+                    hung.bookmarks.push((id.clone(), (alert.clone(), title.clone()), bookmark, now));
+                }
             }
         }
         for history in histories {
@@ -188,16 +211,19 @@ impl Reconciler {
                 hung.own.push((own_id(twin, &what), text.clone(), None));
             }
         }
-        let follow = state.follow.clone().or_else(|| followed(planned.defender.as_ref(), policy));
-        if let (Some(patch), Some(alerts)) = (follow, &incident.alerts) {
+        hung.telling = telling(run.state.hung.follow.as_ref(), planned.defender.as_ref(), incident, policy);
+        if let (Some(patch), Some(alerts)) = (&hung.telling, &incident.alerts) {
+            let nothing = AlertPatch::default();
             let mut lagging = alerts.iter().filter_map(|alert| {
-                let mut patch = patch.clone();
-                patch.status = patch.status.filter(|status| *status != alert.status.as_str());
-                patch.owner = patch.owner.filter(|owner| *owner != alert.assigned_to);
-                patch.verdict = patch.verdict.filter(|(classification, determination)| {
-                    (classification, determination) != (&alert.classification, &alert.determination)
-                });
-                (patch != AlertPatch::default()).then(|| (alert.id.clone(), patch))
+                let shown = AlertPatch {
+                    status: Some(alert.status.as_str().to_owned()),
+                    owner: Some(alert.assigned_to.clone()),
+                    verdict: Some((alert.classification.clone(), alert.determination.clone())),
+                };
+                let refused = state.alerts_refused.get(&alert.id).map_or(&nothing, |refused| &refused.patch);
+                let told = state.told.get(&alert.id).unwrap_or(&nothing);
+                let patch = patch.without(&shown).without(told).without(refused);
+                (!patch.is_empty()).then(|| (alert.id.clone(), patch))
             });
             hung.follow = lagging.by_ref().take(FOLLOWERS).collect();
             hung.follow_on = lagging.next().is_some();
@@ -218,12 +244,9 @@ impl Reconciler {
         &self,
         run: &mut Run<'_>,
         hung: &HungPlan,
-        planned: &Plan,
     ) -> Vec<JournalEntry> {
         run.state.hung.comments = hung.ledger.clone();
-        if run.state.hung.follow.is_none() {
-            run.state.hung.follow = followed(planned.defender.as_ref(), &run.route.policy);
-        }
+        run.state.hung.follow.clone_from(&hung.telling);
         let cause = run.cause.to_json();
         let comment = |side: Side, source: &str, why: &str| {
             self.line(run, "comment", json!({"side": side, "source": source, "why": why, "cause": cause}))
@@ -236,6 +259,37 @@ impl Reconciler {
         });
         let notes = hung.notes.iter().map(|note| self.line(run, "comment", json!({"note": note})));
         puts.chain(posts).chain(own).chain(notes).collect()
+    }
+
+    /// What is remembered after all of it was sent, or nothing had to be.
+    pub(crate) fn settle_hung(&self, run: &Run<'_>, seen: &Snapshot, plan: &HungPlan) -> Hung {
+        let mut hung = run.state.hung.clone();
+        let alerts = seen.defender.as_ref().and_then(|defender| defender.alerts.as_ref());
+        hung.defender_comments = seen.defender.as_ref().map_or(0, |defender| defender.comments.len());
+        hung.alerts_seen = seen.defender.as_ref().and_then(alerts_hash);
+        hung.alert_marks = alerts.map_or_else(Vec::new, |alerts| {
+            let version = |alert: &Alert| alert.updated.map(format_instant).unwrap_or_default();
+            alerts.iter().map(|alert| alert_mark(&alert.id, &version(alert))).collect()
+        });
+        if let Some(alerts) = alerts {
+            hung.alerts_refused.retain(|id, _| alerts.iter().any(|alert| alert.id == *id));
+        }
+        if plan.follow.is_empty() {
+            hung.follow_waits = None;
+        }
+        if !plan.follow_on && hung.follow_waits.is_none() {
+            hung.follow = None;
+            hung.told.clear();
+        }
+        let again = hung.follow_waits.is_some();
+        hung.unfinished = plan.look_again.is_some() || plan.goes_on() || again;
+        hung
+    }
+
+    /// When the link is to be looked at again, at the latest.
+    pub(crate) fn look_again(&self, hung: &Hung, plan: &HungPlan) -> Option<OffsetDateTime> {
+        let later = hung.follow_waits.as_ref().map(|_| self.clock.now() + FOLLOW_AGAIN);
+        [plan.look_again, later].into_iter().flatten().min()
     }
 
     /// Sends it, in an order in which a break loses nothing: what landed is remembered with the failure.
@@ -295,7 +349,7 @@ impl Reconciler {
                 parts[*part] = *hash;
             }
         }
-        for (id, bookmark, hash) in &hung.bookmarks {
+        for (id, alert, bookmark, hash) in &hung.bookmarks {
             if let Some(reason) = self.still_ours(run).await? {
                 self.unsend(run, hung.markers()).await?;
                 return Ok(Sent::Held(reason));
@@ -304,7 +358,12 @@ impl Reconciler {
                 Ok(()) => {}
                 Err(failure) if failure.effect == Effect::None && failure.class == Class::Permanent => {
                     // Refused for good (an onboarded workspace, the twentieth): the digest shows the alert.
-                    let line = self.line(run, "refused", json!({"bookmark": id, "why": failure.message}));
+                    self.metrics.value_refused("bookmark");
+                    let detail = json!({
+                        "side": Side::Sentinel, "field": format!("the bookmark of alert {}", alert.0),
+                        "reason": format!("{} refused it: {}", Side::Sentinel, failure.message),
+                    });
+                    let line = self.line(run, "field-parked", detail);
                     self.save(run, None, &[line]).await?;
                 }
                 Err(failure) => {
@@ -313,6 +372,7 @@ impl Reconciler {
                 }
             }
             run.state.hung.bookmarks.insert(id.clone(), *hash);
+            run.state.hung.bookmarked.insert(id.clone(), alert.clone());
         }
         for DefenderPost { marker, text, .. } in &hung.posts {
             if let Some(reason) = self.still_ours(run).await? {
@@ -337,26 +397,104 @@ impl Reconciler {
                 }
             }
         }
+        run.state.hung.follow_waits = run.state.hung.follow_waits.take().filter(|_| hung.follow.is_empty());
         for (id, patch) in &hung.follow {
             if let Some(reason) = self.still_ours(run).await? {
                 return Ok(Sent::Held(reason));
             }
-            match run.route.defender.update_alert(id, patch).await {
-                Ok(()) => {
-                    let line = self.line(run, "alert", json!({"alert": id, "patch": patch}));
-                    self.save(run, None, &[line]).await?;
+            if let Some(waits) = self.tell_alert(run, id, patch).await? {
+                run.state.hung.follow_waits = Some(waits);
+                break;
+            }
+        }
+        Ok(Sent::All(touched))
+    }
+
+    /// Makes one alert follow. What it will not take is put aside by itself, member by member. The answer is why no alert
+    /// can be told anything now, if so: they have a role of their own, and the incident goes on without it.
+    async fn tell_alert(
+        &self,
+        run: &mut Run<'_>,
+        id: &str,
+        patch: &AlertPatch,
+    ) -> Result<Option<String>, Failure> {
+        let whole = patch.apart().len();
+        let sent = run.route.defender.update_alert(id, patch).await;
+        let pieces = match sent {
+            Ok(()) => {
+                self.alert_told(run, id, patch).await?;
+                return Ok(None);
+            }
+            Err(failure) if failure.class == Class::Auth => return Ok(Some(failure.message)),
+            Err(failure) if !(failure.effect == Effect::None && failure.class == Class::Permanent) => {
+                return self.broke_off(run, failure).await;
+            }
+            // It speaks of a value, perhaps of one of several: each is tried alone.
+            Err(failure) if whole > 1 && failure.code == "status-400" => patch.apart(),
+            Err(failure) => {
+                for (name, piece) in patch.apart() {
+                    self.alert_refused(run, id, name, &piece, &failure).await?;
                 }
+                return Ok(None);
+            }
+        };
+        for (name, piece) in pieces {
+            if self.still_ours(run).await?.is_some() {
+                // The rest of this alert has its turn in the next run, which finds it lagging.
+                return Ok(None);
+            }
+            match run.route.defender.update_alert(id, &piece).await {
+                Ok(()) => self.alert_told(run, id, &piece).await?,
+                Err(failure) if failure.class == Class::Auth => return Ok(Some(failure.message)),
                 Err(failure) if failure.effect == Effect::None && failure.class == Class::Permanent => {
-                    let line = self.line(run, "refused", json!({"alert": id, "why": failure.message}));
-                    self.save(run, None, &[line]).await?;
+                    self.alert_refused(run, id, name, &piece, &failure).await?;
                 }
                 Err(failure) => return self.broke_off(run, failure).await,
             }
         }
-        if !hung.follow_on {
-            run.state.hung.follow = None;
+        Ok(None)
+    }
+
+    async fn alert_told(&self, run: &mut Run<'_>, id: &str, patch: &AlertPatch) -> Result<(), Failure> {
+        let hung = &mut run.state.hung;
+        let told = hung.told.entry(id.to_owned()).or_default();
+        *told = told.with(patch);
+        hung.follow_waits = None;
+        if let Some(refused) = hung.alerts_refused.get_mut(id) {
+            // Another value of the same member was taken: the refusal of the former is history.
+            let taken = |of: &AlertPatch| [of.status.is_some(), of.verdict.is_some(), of.owner.is_some()];
+            let [status, verdict, owner] = taken(patch);
+            refused.patch.status = refused.patch.status.take().filter(|_| !status);
+            refused.patch.verdict = refused.patch.verdict.take().filter(|_| !verdict);
+            refused.patch.owner = refused.patch.owner.take().filter(|_| !owner);
+            if refused.patch.is_empty() {
+                hung.alerts_refused.remove(id);
+            }
         }
-        Ok(Sent::All(touched))
+        let line = self.line(run, "alert", json!({"alert": id, "patch": patch}));
+        self.save(run, None, &[line]).await
+    }
+
+    async fn alert_refused(
+        &self,
+        run: &mut Run<'_>,
+        id: &str,
+        member: &'static str,
+        piece: &AlertPatch,
+        failure: &Failure,
+    ) -> Result<(), Failure> {
+        let why = failure.message.clone();
+        let refused = run.state.hung.alerts_refused.entry(id.to_owned()).or_default();
+        refused.patch = refused.patch.with(piece);
+        refused.why.clone_from(&why);
+        self.metrics.value_refused("alert");
+        tracing::warn!(link = %run.key, alert = id, member, why, "an alert does not follow: it is put aside");
+        let detail = json!({
+            "side": Side::Defender, "field": format!("{member} of alert {id}"),
+            "reason": format!("{} refused it: {why}", Side::Defender),
+        });
+        let line = self.line(run, "field-parked", detail);
+        self.save(run, None, &[line]).await
     }
 
     /// A comment that a side will never take is put aside by itself; everything else ends the run.
@@ -423,27 +561,55 @@ impl Reconciler {
     }
 }
 
-/// What alerts are to be told when the incident is.
-fn followed(patch: Option<&DefenderPatch>, policy: &Policy) -> Option<AlertPatch> {
-    let patch = patch?;
+/// What the alerts are to be told: what they are still being told, with what the plan adds to it.
+fn telling(
+    before: Option<&AlertPatch>,
+    patch: Option<&DefenderPatch>,
+    incident: &DefenderIncident,
+    policy: &Policy,
+) -> Option<AlertPatch> {
+    if policy.follow == Follow::Off {
+        return None;
+    }
+    let status = patch.and_then(|patch| patch.status.as_ref()).unwrap_or(&incident.says.status);
+    // Whoever opens the incident again ends what its closing had begun.
+    let ended = |told: &AlertPatch| {
+        told.status.as_deref() == Some(RESOLVED) && *status != DefenderStatus::Resolved
+    };
+    let before = before.filter(|told| !ended(told)).cloned();
+    let now = patch.and_then(|patch| followed(patch, incident, policy));
+    match (before, now) {
+        (Some(before), Some(now)) => Some(before.with(&now)),
+        (before, now) => before.or(now),
+    }
+}
+
+/// What a PATCH of the incident means for its alerts.
+fn followed(patch: &DefenderPatch, incident: &DefenderIncident, policy: &Policy) -> Option<AlertPatch> {
     let resolving = patch.status == Some(DefenderStatus::Resolved);
-    match policy.follow {
-        Follow::Off => return None,
-        Follow::OnResolve if !resolving => return None,
-        Follow::OnResolve | Follow::Always => {}
+    if !resolving && policy.follow != Follow::Always {
+        return None;
     }
     let status = patch.status.as_ref().and_then(|status| match status {
         DefenderStatus::Active => Some("new"),
         DefenderStatus::InProgress => Some("inProgress"),
-        DefenderStatus::Resolved => Some("resolved"),
+        DefenderStatus::Resolved => Some(RESOLVED),
         _ => None,
     });
-    let follow = AlertPatch {
+    let mut follow = AlertPatch {
         status: status.map(str::to_owned),
         verdict: patch.verdict.clone(),
         owner: patch.owner.clone(),
     };
-    (follow != AlertPatch::default()).then_some(follow)
+    if resolving {
+        // Closing speaks for the whole: who it was assigned to, and what was found before.
+        let says = &incident.says;
+        let found = (says.classification.clone(), says.determination.clone());
+        let said = found.0 != DefenderClassification::Unknown;
+        follow.verdict = follow.verdict.or_else(|| said.then_some(found));
+        follow.owner = follow.owner.or_else(|| says.owner.clone().map(Some));
+    }
+    (!follow.is_empty()).then_some(follow)
 }
 
 /// The rules for comments in this run: the loser of a merge gets none of its own any more.

@@ -6,6 +6,10 @@
 //! A look far back (the first start, the sweep) is a list of its own, read a few pages at a time after each poll, so
 //! that news does not wait behind a week of old incidents.
 //!
+//! Alerts have a list of their own, polled more seldom and only for tenants whose alerts somebody wants to see: one that
+//! changes, or moves to another incident, need not move the time of an incident (`graph.md` §7.4). What comes of it is a
+//! hint about the incident; of an alert that moved, one about each. Where an alert was last seen is stored.
+//!
 //! Each poll looks back a little further than the watermark, because a change list may lag; records seen in that
 //! overlap before are remembered in memory, so that they fill neither the queue nor the budget.
 
@@ -23,14 +27,24 @@ use crate::app::reconcile::store_failure;
 use crate::app::routes::Routes;
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{DefenderIncident, SentinelIncident, Side};
-use crate::domain::plan::{LinkState, format_instant, parse_instant};
+use crate::domain::plan::{LinkState, alert_mark, format_instant, parse_instant};
 use crate::domain::retry::HELD_DELAY;
-use crate::ports::{Clock, Defender, Fence, Held, Hint, LinkRecord, Page, Sentinel, Store, Subject};
+use crate::ports::{
+    AlertNews, Clock, Defender, Fence, Held, Hint, LinkRecord, Page, Sentinel, Store, Subject, alerts_scope,
+};
 
 /// How long a poller's fence lasts; prolonged with every page.
 const FENCE_FOR: Duration = Duration::from_secs(30);
 /// A version that is still news this long after it was told is told again: a read that lagged may have settled its job.
 const TELL_AGAIN: time::Duration = time::Duration::seconds(30);
+/// The same for an alert: a hint about it costs a read of its incident, and most incidents were read meanwhile.
+const TELL_OF_ALERT_AGAIN: time::Duration = time::Duration::minutes(2);
+/// For how long it is remembered where an alert was, after it was last seen to change.
+const HOME_FOR: time::Duration = time::Duration::days(90);
+/// How often that memory is renewed for an alert that goes on changing.
+const HOME_RENEWED: time::Duration = time::Duration::days(7);
+/// How many of these memories are looked through after each poll.
+const HOMES_AT_ONCE: usize = 200;
 /// The watermark stays this far behind the start of the poll: two clocks.
 const MARGIN: Duration = Duration::from_secs(5);
 /// After this many empty polls in a row the interval stretches.
@@ -67,6 +81,8 @@ impl PollOptions {
         backfill: Duration::from_secs(7 * 24 * 60 * 60),
         stretch: 3.0,
     };
+    /// Alerts: a second chance for what the incidents' list does not tell of.
+    pub const ALERTS: Self = Self { interval: Duration::from_secs(60), ..Self::DEFENDER };
     /// Sentinel.
     pub const SENTINEL: Self = Self { overlap: Duration::from_secs(2 * 60), ..Self::DEFENDER };
 }
@@ -92,6 +108,8 @@ pub enum Polled {
 pub enum Source {
     /// A tenant's Defender.
     Defender(Arc<dyn Defender>),
+    /// The alerts of a tenant's Defender.
+    Alerts(Arc<dyn Defender>),
     /// A workspace's Sentinel.
     Sentinel(Arc<dyn Sentinel>),
 }
@@ -158,6 +176,8 @@ pub struct Poller {
     looking_back: Option<Reading>,
     /// What was seen within the overlap: id to version, when that version came to be, and when it was last told.
     seen: HashMap<String, (String, OffsetDateTime, OffsetDateTime)>,
+    /// Where the memories of alerts are looked through next.
+    homes: Option<String>,
 }
 
 /// One record of either change list.
@@ -167,6 +187,36 @@ struct Changed {
     at: OffsetDateTime,
     /// Made by Microsoft's own connector.
     native: Option<NativeTwin>,
+    /// Of an alert: its incident.
+    incident: Option<String>,
+}
+
+impl From<AlertNews> for Changed {
+    fn from(alert: AlertNews) -> Self {
+        let AlertNews { id, incident_id: incident, updated: at } = alert;
+        Self { id, version: format_instant(at), at, native: None, incident }
+    }
+}
+
+/// Where an alert was when it was last seen.
+struct Home {
+    incident: String,
+    at: OffsetDateTime,
+    /// Where it was before, if that incident has been told only once.
+    former: Option<String>,
+}
+
+impl Home {
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let (incident, at) = (lines.next()?.to_owned(), parse_instant(lines.next()?)?);
+        Some(Self { incident, at, former: lines.next().map(str::to_owned) })
+    }
+
+    fn text(&self) -> String {
+        let former = self.former.as_ref().map(|former| format!("\n{former}")).unwrap_or_default();
+        format!("{}\n{}{former}", self.incident, format_instant(self.at))
+    }
 }
 
 impl From<DefenderIncident> for Changed {
@@ -176,6 +226,7 @@ impl From<DefenderIncident> for Changed {
             at: incident.updated,
             id: incident.id,
             native: None,
+            incident: None,
         }
     }
 }
@@ -183,7 +234,7 @@ impl From<DefenderIncident> for Changed {
 impl From<SentinelIncident> for Changed {
     fn from(incident: SentinelIncident) -> Self {
         let native = NativeTwin::of(&incident);
-        Self { version: incident.etag, at: incident.modified, id: incident.name, native }
+        Self { version: incident.etag, at: incident.modified, id: incident.name, native, incident: None }
     }
 }
 
@@ -197,18 +248,38 @@ pub fn look_back_name(side: Side, scope: &str) -> String {
     format!("look-back:{side}:{scope}")
 }
 
-/// The name of the stored instant before which a poller never looks.
-fn first_name(side: Side, scope: &str) -> String {
-    format!("poll-first:{side}:{scope}")
-}
-
 /// The name of a poller's watermark and of its fence.
 pub fn poller_name(side: Side, scope: &str) -> String {
     format!("poll:{side}:{scope}")
 }
 
+/// What the name of every memory of where a tenant's alerts are begins with.
+fn homes_name(tenant_id: &str) -> String {
+    format!("alert-home:{tenant_id}:")
+}
+
 impl Poller {
-    /// Every poller of a deployment.
+    /// Every poller of alerts: one for each tenant whose alerts a route shows.
+    pub fn of_alerts(
+        store: &Arc<dyn Store>,
+        routes: &Arc<Routes>,
+        clock: &Arc<dyn Clock>,
+        metrics: &Metrics,
+        health: &Arc<Health>,
+        options: PollOptions,
+    ) -> Vec<Self> {
+        let wanted = |id: &str| routes.of_tenant(id).iter().any(|route| route.policy.shows_alerts());
+        let mut pollers = Self::all(store, routes, clock, metrics, health, (options, options));
+        pollers.retain(|poller| poller.side() == Side::Defender && wanted(&poller.scope));
+        for poller in &mut pollers {
+            if let Source::Defender(defender) = &poller.source {
+                poller.source = Source::Alerts(defender.clone());
+            }
+        }
+        pollers
+    }
+
+    /// Every poller of incidents of a deployment.
     pub fn all(
         store: &Arc<dyn Store>,
         routes: &Arc<Routes>,
@@ -231,6 +302,7 @@ impl Poller {
             broken_off: None,
             looking_back: None,
             seen: HashMap::new(),
+            homes: None,
         };
         let tenants = routes.tenants().map(|(id, side)| poller(id, Source::Defender(side.clone()), defender));
         let workspaces =
@@ -240,15 +312,46 @@ impl Poller {
 
     fn side(&self) -> Side {
         match self.source {
-            Source::Defender(_) => Side::Defender,
+            Source::Defender(_) | Source::Alerts(_) => Side::Defender,
             Source::Sentinel(_) => Side::Sentinel,
+        }
+    }
+
+    /// What stored names call the list that is polled.
+    fn kind(&self) -> &'static str {
+        match self.source {
+            Source::Alerts(_) => "alerts",
+            Source::Defender(_) | Source::Sentinel(_) => self.side().as_str(),
+        }
+    }
+
+    /// The name of the stored instant before which this poller never looks.
+    fn first_name(&self) -> String {
+        format!("poll-first:{}:{}", self.kind(), self.scope)
+    }
+
+    fn look_back_name(&self) -> String {
+        match self.source {
+            Source::Alerts(_) => format!("look-back:alerts:{}", self.scope),
+            Source::Defender(_) | Source::Sentinel(_) => look_back_name(self.side(), &self.scope),
+        }
+    }
+
+    /// Under what name health knows this list: alerts are apart, since their trouble stops no incident.
+    fn watched_scope(&self) -> String {
+        match self.source {
+            Source::Alerts(_) => alerts_scope(&self.scope),
+            Source::Defender(_) | Source::Sentinel(_) => self.scope.clone(),
         }
     }
 
     /// Polls once.
     pub async fn step(&mut self) -> Polled {
         let (side, now) = (self.side(), self.clock.now());
-        let name = poller_name(side, &self.scope);
+        let name = match self.source {
+            Source::Alerts(_) => format!("poll:alerts:{}", self.scope),
+            Source::Defender(_) | Source::Sentinel(_) => poller_name(side, &self.scope),
+        };
         let fence = match self.store.take_fence(&name, now, now + FENCE_FOR).await {
             Ok(Some(fence)) => fence,
             Ok(None) => return Polled::NotOurs,
@@ -260,7 +363,7 @@ impl Poller {
         match drained {
             Ok(Tally { hints, pages }) => {
                 self.metrics.poll(side, if hints == 0 { "empty" } else { "changed" });
-                self.health.polled(side, &self.scope, Ok(()), self.clock.now());
+                self.health.polled(side, &self.watched_scope(), Ok(()), self.clock.now());
                 Polled::Drained { hints, pages }
             }
             Err(failure) => self.failed(failure),
@@ -269,23 +372,24 @@ impl Poller {
 
     fn failed(&self, failure: Failure) -> Polled {
         self.metrics.poll(self.side(), "failed");
-        tracing::warn!(side = %self.side(), scope = self.scope, %failure, "poll broke off");
-        self.health.polled(self.side(), &self.scope, Err(&failure.to_string()), self.clock.now());
+        tracing::warn!(list = self.kind(), scope = self.scope, %failure, "poll broke off");
+        let scope = self.watched_scope();
+        self.health.polled(self.side(), &scope, Err(&failure.to_string()), self.clock.now());
         Polled::Failed(failure)
     }
 
     async fn drain(&mut self, fence: &Fence) -> Result<Tally, Failure> {
-        let (side, started) = (self.side(), self.clock.now());
+        let started = self.clock.now();
         let mut tally = Tally::default();
         let stored = self.store.value(&fence.name).await.map_err(store_failure)?;
-        let look_back_name = look_back_name(side, &self.scope);
+        let look_back_name = self.look_back_name();
         let mut asked = self.store.value(&look_back_name).await.map_err(store_failure)?;
         let watermark = match stored.as_deref().and_then(parse_instant) {
             Some(watermark) => watermark,
             None => {
                 // Stored before there is a watermark: a crash in between asks for it again.
                 let backfill = format_instant(started - self.options.backfill);
-                for name in [&first_name(side, &self.scope), &look_back_name] {
+                for name in [&self.first_name(), &look_back_name] {
                     self.store.set_value(name, &backfill).await.map_err(store_failure)?;
                 }
                 asked = Some(backfill);
@@ -308,13 +412,16 @@ impl Poller {
         }
         if let Some(look_back) = asked.as_deref().and_then(parse_instant) {
             // What lies before the first start is nobody's business, however far the sweep would look.
-            let first = self.store.value(&first_name(side, &self.scope)).await.map_err(store_failure)?;
+            let first = self.store.value(&self.first_name()).await.map_err(store_failure)?;
             let look_back =
                 first.as_deref().and_then(parse_instant).map_or(look_back, |first| first.max(look_back));
             self.look_back(look_back, since, fence, &mut tally).await?;
         }
         let forget = reached - self.options.overlap;
         self.seen.retain(|_, (_, at, _)| *at >= forget);
+        if matches!(self.source, Source::Alerts(_)) {
+            self.forget_homes().await?;
+        }
         Ok(tally)
     }
 
@@ -334,7 +441,7 @@ impl Poller {
         match came {
             Ok(Came::ToTheEnd) => {
                 // A request that came meanwhile would be lost here; the next sweep asks again.
-                let name = look_back_name(self.side(), &self.scope);
+                let name = self.look_back_name();
                 self.store.set_value(&name, "").await.map_err(store_failure)
             }
             Ok(Came::Paused) => {
@@ -371,6 +478,7 @@ impl Poller {
             let (since, at) = (reading.since, reading.next.as_deref());
             let page = match &self.source {
                 Source::Defender(defender) => changed(defender.changed_since(since, at).await?),
+                Source::Alerts(defender) => changed(defender.alerts_changed_since(since, at).await?),
                 Source::Sentinel(sentinel) => changed(sentinel.changed_since(since, at).await?),
             };
             if page.next.is_some() && page.next == reading.next {
@@ -408,13 +516,15 @@ impl Poller {
     ) -> Result<usize, Failure> {
         let side = self.side();
         let now = self.clock.now();
-        let (mut hints, mut fresh) = (Vec::new(), Vec::new());
+        let (mut hints, mut fresh, mut homes) = (Vec::new(), Vec::new(), Vec::new());
+        let of_alerts = matches!(self.source, Source::Alerts(_));
+        let tell_again = if of_alerts { TELL_OF_ALERT_AGAIN } else { TELL_AGAIN };
         let hint = |native_id: &str, version: Option<String>, source: &str| Hint {
             subject: Subject { side, scope: self.scope.clone(), native_id: native_id.to_owned() },
             version,
             source: source.to_owned(),
         };
-        for Changed { id, version, at, native } in records {
+        for Changed { id, version, at, native, incident } in records {
             if id.len() > LONGEST_ID {
                 // One that no key holds must not keep the page from being stored.
                 let start = id.chars().take(40).filter(|c| !c.is_control()).collect::<String>();
@@ -422,9 +532,36 @@ impl Poller {
                 continue;
             }
             let told_lately = |seen: &(String, OffsetDateTime, OffsetDateTime)| {
-                seen.0 == version && now - seen.2 < TELL_AGAIN
+                seen.0 == version && now - seen.2 < tell_again
             };
             if self.seen.get(&id).is_some_and(told_lately) {
+                continue;
+            }
+            if of_alerts {
+                let Some(incident) = incident.filter(|incident| incident.len() <= LONGEST_ID) else {
+                    fresh.push((id, (version, at, now)));
+                    continue;
+                };
+                let before = self.home(&id).await?;
+                let former = match &before {
+                    Some(home) if home.incident != incident => Some(home.incident.clone()),
+                    _ => None,
+                };
+                let once_more = before.as_ref().and_then(|home| home.former.clone());
+                let moved = former.is_some();
+                // The look far back only learns where alerts are: the poll of incidents tells of what changed then.
+                let seen = self.seen.get(&id).is_some_and(|seen| seen.0 == version);
+                if moved || (at >= polled && self.alert_is_news(&id, &incident, &version, seen).await?) {
+                    hints.push(hint(&incident, None, "alerts"));
+                }
+                // Told twice, because the first read may lag, and nothing else tells of it.
+                for left in former.iter().chain(&once_more).filter(|left| **left != incident) {
+                    hints.push(hint(left, None, "alerts"));
+                }
+                if moved || once_more.is_some() || before.is_none_or(|home| now - home.at > HOME_RENEWED) {
+                    homes.push((id.clone(), Home { incident, at: now, former }));
+                }
+                fresh.push((id, (version, at, now)));
                 continue;
             }
             if let Some(twin) = &native {
@@ -453,8 +590,61 @@ impl Poller {
         if count > 0 {
             self.store.remember(hints, None, now).await.map_err(store_failure)?;
         }
+        // Only now: a crash in between tells of the move again.
+        for (alert, home) in homes {
+            let name = format!("{}{alert}", homes_name(&self.scope));
+            self.store.set_value(&name, &home.text()).await.map_err(store_failure)?;
+        }
         self.seen.extend(fresh);
         Ok(count)
+    }
+
+    async fn home(&self, alert: &str) -> Result<Option<Home>, Failure> {
+        let name = format!("{}{alert}", homes_name(&self.scope));
+        let value = self.store.value(&name).await.map_err(store_failure)?;
+        Ok(value.as_deref().and_then(Home::parse))
+    }
+
+    /// Forgets where alerts were that have not changed for long, a few after each poll.
+    async fn forget_homes(&mut self) -> Result<(), Failure> {
+        let prefix = homes_name(&self.scope);
+        let after = self.homes.take();
+        let values =
+            self.store.values(&prefix, after.as_deref(), HOMES_AT_ONCE).await.map_err(store_failure)?;
+        if values.len() == HOMES_AT_ONCE {
+            self.homes = values.last().map(|(name, _)| name.clone());
+        }
+        let long_ago = self.clock.now() - HOME_FOR;
+        for (name, value) in values {
+            if Home::parse(&value).is_none_or(|home| home.at < long_ago) {
+                self.store.remove_value(&name).await.map_err(store_failure)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a route that shows alerts has not looked at this version of one. Of an incident without a link it is told
+    /// once: the route's filter may wait for just this alert.
+    async fn alert_is_news(
+        &self,
+        id: &str,
+        incident: &str,
+        version: &str,
+        seen: bool,
+    ) -> Result<bool, Failure> {
+        let mark = alert_mark(id, version);
+        for route in self.routes.of_tenant(&self.scope).iter().filter(|route| route.policy.shows_alerts()) {
+            let link = self.store.link(&route.key(incident)).await.map_err(store_failure)?;
+            let looked_at = match link {
+                Some(link) => serde_json::from_str::<LinkState>(&link.state)
+                    .is_ok_and(|state| state.hung.alert_marks.contains(&mark)),
+                None => seen,
+            };
+            if !looked_at {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether somebody must look at this version.

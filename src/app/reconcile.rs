@@ -463,7 +463,7 @@ impl Reconciler {
         let before = run.state.clone();
         run.state = announce(&seen, &planned);
         let mut lines = self.announcement(run, &before, &seen, &planned).await?;
-        lines.extend(self.announce_hung(run, &hung, &planned));
+        lines.extend(self.announce_hung(run, &hung));
         if !heirs.is_empty() {
             lines.push(self.line(
                 run,
@@ -868,11 +868,11 @@ impl Reconciler {
         state.closed_since = both_closed.then(|| run.state.closed_since.unwrap_or_else(|| self.clock.now()));
         (state.left_out, state.merged_into) = (run.state.left_out, run.state.merged_into.clone());
         state.inherited.extend(heirs);
-        state.hung = run.state.hung.clone();
-        state.hung.defender_comments = seen.defender.as_ref().map_or(0, |defender| defender.comments.len());
-        state.hung.alerts_seen = seen.defender.as_ref().and_then(alerts_hash);
-        state.hung.unfinished = hung.look_again.is_some() || hung.tells_history();
-        let again = again || hung.tells_history() || hung.look_again.is_some_and(|at| at <= self.clock.now());
+        state.hung = self.settle_hung(run, seen, hung);
+        let look_at = self.look_again(&state.hung, hung);
+        let waits = state.hung.follow_waits.is_some();
+        let goes_on = hung.tells_history() || (hung.goes_on() && !waits);
+        let again = again || goes_on || look_at.is_some_and(|at| at <= self.clock.now());
         let wrote = !planned.is_empty() || !hung.is_empty();
         let mut lines = Vec::new();
         if wrote {
@@ -889,7 +889,7 @@ impl Reconciler {
         } else {
             lines.extend(self.unsaid(run, planned).await?);
             if state == run.state && lines.is_empty() && run.link.parked.is_none() && !run.dirty {
-                return Ok(Report { look_at: hung.look_again, ..Report::of(End::InStep) });
+                return Ok(Report { look_at, ..Report::of(End::InStep) });
             }
         }
         run.state = state;
@@ -901,7 +901,7 @@ impl Reconciler {
             tracing::info!(link = %run.key, fields = planned.changes.len(), "in step after a write");
         }
         let end = if wrote { End::Wrote } else { End::InStep };
-        Ok(Report { end, again, look_at: hung.look_again })
+        Ok(Report { end, again, look_at })
     }
 
     async fn park(&self, run: &mut Run<'_>, reason: String) -> Result<Report, Failure> {

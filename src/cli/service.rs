@@ -247,6 +247,15 @@ impl Service {
         for poller in Poller::all(&store, &routes, &clock, &metrics, &health, intervals) {
             tasks.spawn(poller.run(wake.clone(), stop.clone()));
         }
+        let every = config.poll.alerts_every;
+        if !every.is_zero() {
+            // The look back learns where alerts are, in case they move: the latest are enough.
+            let backfill = config.poll.backfill.min(PollOptions::ALERTS.backfill);
+            let options = PollOptions { backfill, ..options(every) };
+            for poller in Poller::of_alerts(&store, &routes, &clock, &metrics, &health, options) {
+                tasks.spawn(poller.run(wake.clone(), stop.clone()));
+            }
+        }
         let sweeper = Sweeper {
             store: store.clone(),
             routes: routes.clone(),

@@ -44,6 +44,9 @@ pub struct Alert {
     /// `createdDateTime`.
     #[serde(with = "time::serde::rfc3339::option")]
     pub created: Option<OffsetDateTime>,
+    /// `lastUpdateDateTime`.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub updated: Option<OffsetDateTime>,
     /// `firstActivityDateTime`.
     #[serde(with = "time::serde::rfc3339::option")]
     pub first_activity: Option<OffsetDateTime>,
@@ -176,6 +179,7 @@ pub fn alert(value: &Value) -> Result<Alert, String> {
         tactics,
         techniques: texts(object, "mitreTechniques"),
         created: instant(object, "createdDateTime"),
+        updated: instant(object, "lastUpdateDateTime"),
         first_activity: instant(object, "firstActivityDateTime"),
         last_activity: instant(object, "lastActivityDateTime"),
         web_url: text(object, "alertWebUrl"),

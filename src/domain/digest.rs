@@ -149,8 +149,6 @@ const MOST_MAPPINGS: usize = 10;
 pub fn bookmark(alert: &Alert) -> Bookmark {
     let title = alert.title.as_deref().unwrap_or("an alert without a title");
     let name = collapse(&clean(title));
-    // A quote in the id would end the text in the query.
-    let id: String = alert.id.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
     let row = json!({
         "AlertId": alert.id, "Title": title, "Severity": alert.severity.as_str(), "Status": alert.status.as_str(),
         "Product": alert.product, "Tactics": alert.tactics, "Techniques": alert.techniques, "Link": alert.web_url,
@@ -159,7 +157,7 @@ pub fn bookmark(alert: &Alert) -> Bookmark {
     let mappings = alert.entities.iter().filter(|entity| !matches!(entity.kind, EntityKind::Text(_)));
     Bookmark {
         display_name: cut_to_units(&name, NAME).to_owned(),
-        query: format!("SecurityAlert | where VendorOriginalId == \"{id}\""),
+        query: query_of(&alert.id),
         query_result: row.to_string(),
         notes: alert.web_url.clone().unwrap_or_default(),
         labels: alert.tactics.clone(),
@@ -171,6 +169,27 @@ pub fn bookmark(alert: &Alert) -> Bookmark {
             .map(|entity| (entity.kind.as_str().to_owned(), entity.facts.clone()))
             .collect(),
     }
+}
+
+/// What becomes of a bookmark whose alert has left the incident: deleting takes a right that we do not ask for, so it says
+/// what happened, and gives its entities up.
+pub fn departed(alert_id: &str, title: &str) -> Bookmark {
+    let name = collapse(&clean(&format!("No longer in this incident: {title}")));
+    Bookmark {
+        display_name: cut_to_units(&name, NAME).to_owned(),
+        query: query_of(alert_id),
+        query_result: json!({"AlertId": alert_id, "Title": title}).to_string(),
+        notes: "Defender has moved this alert to another incident.".to_owned(),
+        labels: Vec::new(),
+        event_time: None,
+        mappings: Vec::new(),
+    }
+}
+
+/// Where the rows of an alert are. A quote in the id would end the text in the query.
+fn query_of(alert_id: &str) -> String {
+    let id: String = alert_id.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
+    format!("SecurityAlert | where VendorOriginalId == \"{id}\"")
 }
 
 /// The alerts that get a bookmark: the most severe first.

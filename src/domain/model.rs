@@ -351,7 +351,49 @@ pub struct AlertPatch {
     /// `classification` and `determination`.
     pub verdict: Option<(DefenderClassification, DefenderDetermination)>,
     /// `assignedTo`; the inner `None` unassigns.
+    #[serde(default, rename = "assigned_to", skip_serializing_if = "Option::is_none", deserialize_with = "said")]
     pub owner: Option<Option<String>>,
+}
+
+/// A member that is there, even as null, says something.
+fn said<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(from).map(Some)
+}
+
+impl AlertPatch {
+    /// Whether nothing would be sent.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Less what `other` says as well.
+    pub fn without(&self, other: &Self) -> Self {
+        Self {
+            status: self.status.clone().filter(|_| self.status != other.status),
+            verdict: self.verdict.clone().filter(|_| self.verdict != other.verdict),
+            owner: self.owner.clone().filter(|_| self.owner != other.owner),
+        }
+    }
+
+    /// With what `newer` says on top.
+    pub fn with(&self, newer: &Self) -> Self {
+        Self {
+            status: newer.status.clone().or_else(|| self.status.clone()),
+            verdict: newer.verdict.clone().or_else(|| self.verdict.clone()),
+            owner: newer.owner.clone().or_else(|| self.owner.clone()),
+        }
+    }
+
+    /// Each of its members by itself, with its name.
+    pub fn apart(&self) -> Vec<(&'static str, Self)> {
+        let none = Self::default;
+        let all = [
+            ("status", Self { status: self.status.clone(), ..none() }),
+            ("verdict", Self { verdict: self.verdict.clone(), ..none() }),
+            ("owner", Self { owner: self.owner.clone(), ..none() }),
+        ];
+        all.into_iter().filter(|(_, patch)| !patch.is_empty()).collect()
+    }
 }
 
 /// A Sentinel owner. Any member may be missing.

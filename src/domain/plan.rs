@@ -125,9 +125,25 @@ pub struct Hung {
     /// The hash of the alerts that were last looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alerts_seen: Option<u64>,
+    /// The marks of these alerts, each in the version that was looked at ([`alert_mark`]).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub alert_marks: Vec<u64>,
+    /// The alert and its title behind each bookmark.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub bookmarked: BTreeMap<String, (String, String)>,
     /// What the alerts are still to be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub follow: Option<AlertPatch>,
+    /// What each alert was told of it. None is told the same twice: a read that lags, or a person who has changed it back,
+    /// must not make it go on for ever.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub told: BTreeMap<String, AlertPatch>,
+    /// What each alert would not take, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub alerts_refused: BTreeMap<String, AlertRefused>,
+    /// Why no alert can be told anything now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub follow_waits: Option<String>,
     /// Something is still to be done that no version of either side tells of: the next run looks at both.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
@@ -142,6 +158,20 @@ impl Hung {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+/// What an alert would not take, for certain and for good: it is not tried again with the same values.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlertRefused {
+    /// The values.
+    pub patch: AlertPatch,
+    /// What the service said to the last of them.
+    pub why: String,
+}
+
+/// The mark of an alert in one version.
+pub fn alert_mark(id: &str, version: &str) -> u64 {
+    hash(&format!("{id}\n{version}"))
 }
 
 /// A value that a side refused, for certain and for good.

@@ -336,6 +336,11 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// Whether alerts themselves are shown in Sentinel.
+    pub fn shows_alerts(&self) -> bool {
+        self.alerts != AlertMode::Off
+    }
+
     /// Whether incidents are to be read with their alerts.
     pub fn wants_alerts(&self) -> bool {
         self.alerts != AlertMode::Off

@@ -1,4 +1,4 @@
-//! `ports::Defender` over Graph: three operations and a look for `lockstep check`.
+//! `ports::Defender` over Graph: its operations and a look for `lockstep check`.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ use crate::adapters::entra::TokenSource;
 use crate::adapters::lenient;
 use crate::domain::failure::Failure;
 use crate::domain::model::{AlertPatch, DefenderComment, DefenderIncident, DefenderPatch, Side};
-use crate::ports::{Defender, Page};
+use crate::ports::{AlertNews, Defender, Page, alerts_scope};
 
 /// Larger pages are refused.
 const PAGE: u32 = 50;
 
-static GRAPH: Service = Service {
+const GRAPH_SERVICE: Service = Service {
     side: Side::Defender,
     name: "Graph",
     // Without it 33 enum members, `awaitingAction` among them, arrive as `unknownFutureValue`.
@@ -32,6 +32,19 @@ static GRAPH: Service = Service {
            consent); it can take minutes to arrive",
     not_there: "check graph_url and cloud",
 };
+
+static GRAPH: Service = GRAPH_SERVICE;
+
+/// Alerts have a role and a list of their own: who lacks it may read and write incidents all the same.
+static ALERTS: Service = Service {
+    name: "Graph's alerts",
+    cure: "give the application SecurityAlert.Read.All, or SecurityAlert.ReadWrite.All where `alert_updates` is on \
+           (application permission, with an administrator's consent); it can take minutes to arrive",
+    ..GRAPH_SERVICE
+};
+
+/// How many alerts a page of their list holds: what the reference page shows (`graph.md` §7.1).
+const ALERTS_PAGE: u32 = 100;
 
 /// Where a tenant's incidents are.
 #[derive(Clone, Debug)]
@@ -48,11 +61,14 @@ pub struct GraphSettings {
 
 /// One tenant's incidents.
 pub struct GraphClient {
-    alerts: bool,
+    /// Whether an incident is read with its alerts.
+    expand: bool,
     incidents: String,
     base: Url,
     tenant_id: String,
     caller: Caller,
+    /// Calls about alerts, against the same budget.
+    alerts: Caller,
 }
 
 impl GraphClient {
@@ -64,8 +80,21 @@ impl GraphClient {
         probe.set_path(&format!("{}/v1.0/security/incidents", graph_url.path().trim_end_matches('/')));
         probe.set_query(Some("$top=1"));
         let quota = shared.quotas.graph(&tenant_id, tokens.client_id());
+        let mut alerts_probe = probe.clone();
+        alerts_probe.set_path(&format!("{}/v1.0/security/alerts_v2", graph_url.path().trim_end_matches('/')));
+        // Whether the published limit for alerts (150 a minute) is apart from that for incidents is not said, so calls
+        // about either are paid for from the smaller one.
+        let apart = Caller::new(
+            &ALERTS,
+            alerts_scope(&tenant_id),
+            scope.clone(),
+            alerts_probe,
+            tokens.clone(),
+            quota.clone(),
+            shared.clone(),
+        );
         let caller = Caller::new(&GRAPH, tenant_id.clone(), scope, probe, tokens, quota, shared);
-        Self { alerts, incidents, base: graph_url, tenant_id, caller }
+        Self { expand: alerts, incidents, base: graph_url, tenant_id, caller, alerts: apart }
     }
 
     /// Reads one short page: a line for `lockstep check --connect`.
@@ -78,11 +107,22 @@ impl GraphClient {
         } else {
             "is readable"
         };
-        Ok(format!(
+        let mut said = format!(
             "Graph answered at {}: tenant {} {seen}",
             self.base.origin().ascii_serialization(),
             self.tenant_id
-        ))
+        );
+        if self.expand {
+            let url = self.url(&format!("{}?$top=1", self.alerts_url()))?;
+            if let Err(failure) = self.alerts.send(Call { list: true, ..Call::read("check", url) }).await {
+                said = format!(
+                    "{said}; its list of alerts is not, so alerts that change by themselves are seen with their \
+                     incident's next change: {}",
+                    failure.message
+                );
+            }
+        }
+        Ok(said)
     }
 
     fn one(&self, id: &str) -> Result<Url, Failure> {
@@ -90,6 +130,10 @@ impl GraphClient {
             self.caller.never("odd-id", format!("no incident can be called {:?}", lenient::sentence(id, 80)))
         })?;
         self.url(&format!("{}/{segment}", self.incidents))
+    }
+
+    fn alerts_url(&self) -> String {
+        format!("{}alerts_v2", self.incidents.trim_end_matches("incidents"))
     }
 
     fn url(&self, text: &str) -> Result<Url, Failure> {
@@ -102,7 +146,7 @@ impl GraphClient {
 impl Defender for GraphClient {
     async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
         let mut url = self.one(id)?;
-        if self.alerts {
+        if self.expand {
             // The only way to the alerts with their evidence in one call (`graph.md` §7.4).
             url.set_query(Some("$expand=alerts"));
         }
@@ -170,16 +214,32 @@ impl Defender for GraphClient {
         wire::commented(&answer.body).map_err(|why| self.caller.unreadable(true, &why))
     }
 
+    async fn alerts_changed_since(
+        &self,
+        since: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<AlertNews>, Failure> {
+        let url = match next {
+            Some(next) => self.alerts.next_page(&self.base, next)?,
+            None => self.url(&format!(
+                "{}?$filter=lastUpdateDateTime%20ge%20{}&$top={ALERTS_PAGE}",
+                self.alerts_url(),
+                lenient::filter_instant(since)
+            ))?,
+        };
+        let answer = self.alerts.send(Call::poll("alert-list", url)).await?;
+        wire::alerts_page(&answer.body).map_err(|why| self.alerts.unreadable(false, &why))
+    }
+
     async fn update_alert(&self, id: &str, patch: &AlertPatch) -> Result<(), Failure> {
         let segment = lenient::segment(id).ok_or_else(|| {
             self.caller.never("odd-id", format!("no alert can be called {:?}", lenient::sentence(id, 80)))
         })?;
-        let alerts = self.incidents.trim_end_matches("incidents");
-        let url = self.url(&format!("{alerts}alerts_v2/{segment}"))?;
+        let url = self.url(&format!("{}/{segment}", self.alerts_url()))?;
         let call = Call::write("alert-update", Method::PATCH, url, wire::alert_patch(patch));
-        let answer = self.caller.send(call).await?;
+        let answer = self.alerts.send(call).await?;
         if answer.status == 404 {
-            return Err(self.caller.status_failure(&answer, "Graph has no such alert to update"));
+            return Err(self.alerts.status_failure(&answer, "Graph has no such alert to update"));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::domain::model::{
     AlertPatch, DefenderClassification, DefenderComment, DefenderDetermination, DefenderIncident,
     DefenderPatch, DefenderSays, DefenderSeverity, DefenderStatus,
 };
-use crate::ports::Page;
+use crate::ports::{AlertNews, Page};
 
 /// One incident, as GET and PATCH answer it.
 pub(super) fn incident(body: &[u8]) -> Result<DefenderIncident, Unreadable> {
@@ -31,6 +31,26 @@ pub(super) fn page(body: &[u8]) -> Result<Page<DefenderIncident>, Unreadable> {
                     page.unreadable.push((id, why));
                 }
             },
+        }
+    }
+    Ok(page)
+}
+
+/// A page of the list of alerts: of each only what a poll wants to know.
+pub(super) fn alerts_page(body: &[u8]) -> Result<Page<AlertNews>, Unreadable> {
+    let raw = lenient::page(body, "@odata.nextLink").map_err(Unreadable::Garbled)?;
+    let mut page = Page { records: Vec::new(), next: raw.next, unreadable: Vec::new() };
+    for (position, record) in raw.records.iter().enumerate() {
+        let read = lenient::object(record.get()).and_then(|object| {
+            Ok(AlertNews {
+                id: lenient::text(&object, "id").ok_or("no id")?,
+                incident_id: lenient::text(&object, "incidentId"),
+                updated: lenient::instant(&object, "lastUpdateDateTime").ok_or("no lastUpdateDateTime")?,
+            })
+        });
+        match read {
+            Ok(alert) => page.records.push(alert),
+            Err(why) => page.unreadable.push((format!("#{position}"), why)),
         }
     }
     Ok(page)
