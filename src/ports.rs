@@ -196,6 +196,40 @@ pub struct Parked {
     pub since: OffsetDateTime,
 }
 
+/// A row of the queue, for people: what waits for one incident.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queued {
+    /// Which incident.
+    pub subject: Subject,
+    /// How many hints are yet to be served.
+    pub hints: i64,
+    /// When the first of them came in.
+    pub since: Option<OffsetDateTime>,
+    /// The doors that they came through, comma separated.
+    pub sources: String,
+    /// The one version that all of them named, if they did.
+    pub version: Option<String>,
+    /// How many times the row has failed in a row.
+    pub attempts: u32,
+    /// When it is looked at next, at the earliest; while it is leased, when the lease runs out.
+    pub next: OffsetDateTime,
+    /// Whether a worker has it.
+    pub leased: bool,
+    /// Whether live work goes before it.
+    pub background: bool,
+    /// Why it is put aside, and since when, if it is.
+    pub parked: Option<(String, OffsetDateTime)>,
+}
+
+/// How long our own budget of calls to a side makes a call wait; `None` where it need not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// A call that reads.
+    pub reads: Option<std::time::Duration>,
+    /// A call that writes.
+    pub writes: Option<std::time::Duration>,
+}
+
 /// The state of the queue, for metrics and for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct QueueStats {
@@ -336,10 +370,15 @@ pub trait Store: Send + Sync + 'static {
     /// The stops in force.
     async fn holds(&self) -> Result<Vec<Hold>, StoreError>;
 
-    /// The parked rows, newest first, at most `most`.
+    /// The row of an incident in the queue. A row that was served is forgotten some time after its rest.
+    async fn queued(&self, subject: &Subject) -> Result<Option<Queued>, StoreError>;
+
+    /// What is parked, newest first, at most `most`. An incident is listed once, with every reason: its rows on both
+    /// sides and its links may each be parked.
     async fn parked(&self, most: usize) -> Result<Vec<Parked>, StoreError>;
 
-    /// Makes a parked row (and a parked link of the same subject) runnable again. False when it was not parked.
+    /// Makes all that is parked of an incident runnable again: its rows on both sides and its links. False when nothing
+    /// was parked.
     async fn unpark(&self, subject: &Subject, now: OffsetDateTime) -> Result<bool, StoreError>;
 
     /// The state of the queue.
@@ -383,6 +422,11 @@ pub fn alerts_scope(tenant_id: &str) -> String {
 /// Microsoft Defender XDR, through the Graph security API of one tenant.
 #[async_trait]
 pub trait Defender: Send + Sync + 'static {
+    /// How long our own budget makes a call wait that is asked for now. Fakes that have none need not say so.
+    fn spent(&self) -> Spent {
+        Spent::default()
+    }
+
     /// One incident; `None` when Graph says 404.
     async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure>;
 
@@ -433,6 +477,11 @@ pub trait Defender: Send + Sync + 'static {
 /// Microsoft Sentinel, through ARM, one workspace.
 #[async_trait]
 pub trait Sentinel: Send + Sync + 'static {
+    /// How long our own budget makes a call wait that is asked for now. Fakes that have none need not say so.
+    fn spent(&self) -> Spent {
+        Spent::default()
+    }
+
     /// One incident; `None` when it is not there (and the workspace is).
     async fn incident(&self, name: &str) -> Result<Option<SentinelIncident>, Failure>;
 

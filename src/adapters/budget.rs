@@ -186,6 +186,18 @@ impl Budget {
         Err(least)
     }
 
+    /// How long a call that is asked for now would wait; `None` when it need not.
+    pub(crate) fn outlook(&self, urgency: Urgency) -> Option<Duration> {
+        let now = Instant::now();
+        let mut purses = self.purses.lock().unwrap_or_else(PoisonError::into_inner);
+        let (own, common) = &mut *purses;
+        let wait = match urgency {
+            Urgency::Job => common.wait(now, 0.0),
+            Urgency::Poll => own.wait(now, 0.0).min(common.wait(now, self.left_for_jobs)),
+        };
+        Some(wait).filter(|wait| !wait.is_zero())
+    }
+
     /// Pays for one call, waiting a little if need be; a long wait is the caller's to plan with.
     pub(crate) async fn take(&self, urgency: Urgency) -> Result<(), Duration> {
         let give_up = Instant::now() + self.patience;
@@ -316,5 +328,8 @@ mod tests {
         let start = Instant::now();
         let wait = graph.reads.take(Urgency::Job).await.expect_err("the minute is spent");
         assert_eq!((wait, start.elapsed()), (Duration::from_secs(61), Duration::ZERO));
+        assert_eq!(graph.reads.outlook(Urgency::Job), Some(Duration::from_secs(61)), "said, and not paid");
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert_eq!(graph.reads.outlook(Urgency::Job), None);
     }
 }

@@ -12,14 +12,14 @@ use tokio::time::Instant;
 use url::Url;
 use uuid::Uuid;
 
-use super::budget::{Quota, Quotas, Urgency};
+use super::budget::{Budget, Quota, Quotas, Urgency};
 use super::entra::{Token, TokenFailure, TokenSource};
 use super::gate::{Gate, Pass, Reach};
 use super::lenient::{self, Unreadable};
 use super::transport::{Answer, Broken, Transport};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::Side;
-use crate::ports::{ApiObserver, Clock};
+use crate::ports::{ApiObserver, Clock, Spent};
 use crate::trace::{self, TracedCall};
 
 /// How long a side that cannot be reached is left alone.
@@ -206,6 +206,12 @@ impl Caller {
         }
     }
 
+    /// How long our own budget would make a call wait that is asked for now. Pays for nothing.
+    pub(crate) fn spent(&self) -> Spent {
+        let wait = |budget: &Budget| budget.outlook(Urgency::Job);
+        Spent { reads: wait(&self.quota.reads), writes: wait(&self.quota.writes) }
+    }
+
     /// A success whose body cannot be used. For a write nobody knows what it says; a record that is read and lacks
     /// what we need is for a person to look at.
     pub(crate) fn unreadable(&self, write: bool, why: &Unreadable) -> Failure {
@@ -292,7 +298,7 @@ impl Caller {
         if let Some(body) = &call.body {
             request = request.header(CONTENT_TYPE, "application/json").body(body.clone());
         }
-        let started = Instant::now();
+        let (at, started) = (self.shared.clock.now(), Instant::now());
         let outcome = self.shared.transport.send(request).await;
         let status = outcome.as_ref().ok().map(|answer| answer.status);
         self.shared.observer.called(
@@ -302,14 +308,13 @@ impl Caller {
             status,
             started.elapsed(),
         );
+        let said = outcome.as_ref().map(Answer::request_ids).unwrap_or_default();
         trace::note(TracedCall {
+            at,
             side: self.service.side,
             operation: call.operation,
             status,
-            ids: match &outcome {
-                Ok(answer) => answer.request_ids().map(|ids| ids.to_string()),
-                Err(_) => Some(format!("{} {id}", self.service.id_header)),
-            },
+            ids: said.into_iter().chain([(self.service.id_header, id.clone())]).collect(),
             took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
         let retry = Class::Retry { wait: None };
@@ -483,7 +488,8 @@ impl Caller {
 }
 
 fn ids(answer: &Answer) -> String {
-    answer.request_ids().map(|ids| format!(" ({ids})")).unwrap_or_default()
+    let ids: Vec<String> = answer.request_ids().iter().map(|(name, id)| format!("{name} {id}")).collect();
+    if ids.is_empty() { String::new() } else { format!(" ({})", ids.join(", ")) }
 }
 
 /// A write whose answer did not come, or cannot be read, may have landed.

@@ -186,14 +186,13 @@ impl Answer {
         self.headers.get(name)?.to_str().ok().filter(|text| !text.is_empty())
     }
 
-    /// The ids by which the service's support finds this call, for a person.
-    pub(crate) fn request_ids(&self) -> Option<String> {
+    /// The ids by which the service's support finds this call, by the names of their headers.
+    pub(crate) fn request_ids(&self) -> Vec<(&'static str, String)> {
         let names = ["request-id", "x-ms-request-id", "x-ms-correlation-request-id"];
-        let ids: Vec<String> = names
+        names
             .into_iter()
-            .filter_map(|name| Some(format!("{name} {}", super::lenient::sentence(self.header(name)?, 80))))
-            .collect();
-        (!ids.is_empty()).then(|| ids.join(", "))
+            .filter_map(|name| Some((name, super::lenient::sentence(self.header(name)?, 80))))
+            .collect()
     }
 
     /// `Retry-After`: seconds, perhaps with a fraction, or an HTTP date. Never more than an hour.

@@ -65,6 +65,7 @@ pub struct Metrics {
     doubles: Counter,
     comments: Family<SideLabels, Counter>,
     refused: Family<FieldLabels, Counter>,
+    unmapped: Family<SideLabels, Counter>,
     sweep_told: Counter,
 }
 
@@ -85,6 +86,7 @@ impl Default for Metrics {
             doubles: Counter::default(),
             comments: Family::default(),
             refused: Family::default(),
+            unmapped: Family::default(),
             sweep_told: Counter::default(),
         }
     }
@@ -123,6 +125,11 @@ impl Metrics {
             "lockstep_refused_values",
             "Values that a side refused, by field",
             self.refused.clone(),
+        );
+        registry.register(
+            "lockstep_unmapped_owners",
+            "Incidents whose owner was found to have no counterpart, by the side that has the owner",
+            self.unmapped.clone(),
         );
         registry.register(
             "lockstep_swept_links",
@@ -179,6 +186,10 @@ impl Metrics {
 
     pub(crate) fn value_refused(&self, field: &'static str) {
         self.refused.get_or_create(&FieldLabels { field }).inc();
+    }
+
+    pub(crate) fn owner_unmapped(&self, side: Side) {
+        self.unmapped.get_or_create(&SideLabels { side: side.as_str() }).inc();
     }
 
     pub(crate) fn swept(&self, links: u64) {

@@ -15,15 +15,18 @@ use crate::app::hung::{HungPlan, Sent};
 use crate::app::metrics::Metrics;
 use crate::app::native;
 use crate::app::routes::Route;
+use crate::app::unmapped;
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::filter::{Filter, Unmatched};
-use crate::domain::model::{DefenderIncident, DefenderStatus, LinkKey, SentinelStatus, Side};
+use crate::domain::model::{
+    DefenderIncident, DefenderStatus, LinkKey, SentinelIncident, SentinelOwner, SentinelStatus, Side,
+};
 use crate::domain::owners::{self, Answer, Question};
 use crate::domain::plan::{
     Change, Known, Landed, LinkState, Outcome, Plan, Refused, Snapshot, agree, announce, format_instant,
     hash, left_out, parse_instant, plan, stale, take_back,
 };
-use crate::domain::policy::{Field, Policy, Vanished};
+use crate::domain::policy::{Field, LabelRules, Policy, Vanished};
 use crate::ports::{Clock, Fence, Held, JournalEntry, LinkRecord, Store, StoreError};
 use crate::trace;
 
@@ -120,6 +123,20 @@ pub struct Report {
     pub look_at: Option<OffsetDateTime>,
 }
 
+impl End {
+    /// A short constant, and why, where there is more to say.
+    pub(crate) fn told(&self) -> (&'static str, Option<&str>) {
+        match self {
+            End::Known => ("known", None),
+            End::InStep => ("in-step", None),
+            End::Wrote => ("written", None),
+            End::Nothing(why) => ("nothing", Some(why)),
+            End::Held(why) => ("held", Some(why)),
+            End::Parked(why) => ("parked", Some(why)),
+        }
+    }
+}
+
 impl Report {
     fn of(end: End) -> Self {
         Self { end, again: false, look_at: None }
@@ -159,6 +176,31 @@ pub(crate) struct Run<'a> {
     pub(crate) state: LinkState,
     /// Whether the state holds something that is not stored yet.
     pub(crate) dirty: bool,
+    /// Whether the journal has the hints that led to this run.
+    pub(crate) told: bool,
+    /// Reads that the journal does not have yet: when, and what was there. A run that decides nothing leaves no line.
+    pub(crate) reads: Vec<Read>,
+}
+
+/// That a side was read, for the journal.
+pub(crate) struct Read {
+    side: Side,
+    at: OffsetDateTime,
+    /// Its version, as the side words it; `None` when the incident was not there.
+    version: Option<Value>,
+}
+
+impl Read {
+    fn defender(at: OffsetDateTime, incident: Option<&DefenderIncident>) -> Self {
+        let version = incident.map(|incident| json!(format_instant(incident.updated)));
+        Self { side: Side::Defender, at, version }
+    }
+
+    fn sentinel(at: OffsetDateTime, incident: Option<&SentinelIncident>) -> Self {
+        let version = incident
+            .map(|incident| json!({"etag": incident.etag, "modified": format_instant(incident.modified)}));
+        Self { side: Side::Sentinel, at, version }
+    }
 }
 
 impl Run<'_> {
@@ -260,7 +302,8 @@ impl Reconciler {
                 }
             }
         }
-        let mut run = Run { route, key, fence, cause, link, state, dirty: false };
+        let mut run =
+            Run { route, key, fence, cause, link, state, dirty: false, told: false, reads: Vec::new() };
         let ended = self.rounds(&mut run).await;
         if let Err(failure) = &ended
             && !run.link.state.is_empty()
@@ -402,6 +445,7 @@ impl Reconciler {
             return Ok(Ok(report));
         }
         let mut policy = policy.clone();
+        take_up_owner(&mut seen, &policy);
         ask(run.route, &seen, &mut policy).await;
         let (heirs, histories) = self.inheritance(run, &seen, &mut policy).await?;
         let mut planned = self.planned(run, &seen, &policy);
@@ -413,6 +457,7 @@ impl Reconciler {
             // Defender was read before Sentinel, to save a call if it had not moved. It did, and is to be written:
             // read it again, because nothing guards the time between this read and the PATCH.
             seen.defender = run.route.defender.incident(&run.key.incident_id).await?;
+            run.reads.push(Read::defender(self.clock.now(), seen.defender.as_ref()));
             self.trust(run, &seen)?;
             planned = self.planned(run, &seen, &policy);
         }
@@ -436,6 +481,7 @@ impl Reconciler {
         for unmapped in &planned.unmapped {
             planned.unsaid.push((Field::Owner, format!("{}: {}", unmapped.name, unmapped.why)));
         }
+        self.keep_unmapped(run, &seen, &planned).await?;
         if policy.shadow {
             return Ok(Ok(self.shadow(run, &planned).await?));
         }
@@ -461,8 +507,9 @@ impl Reconciler {
         }
 
         let before = run.state.clone();
+        seen.state.unmapped.clone_from(&run.state.unmapped);
         run.state = announce(&seen, &planned);
-        let mut lines = self.announcement(run, &before, &seen, &planned).await?;
+        let mut lines = self.announcement(run, &before, &planned).await?;
         lines.extend(self.announce_hung(run, &hung));
         if !heirs.is_empty() {
             lines.push(self.line(
@@ -702,13 +749,26 @@ impl Reconciler {
 
     /// Reads Sentinel, then Defender: Graph as late as possible. Where both sides agreed and only the hinted one can
     /// have moved, one call is enough to find out that it did not.
-    async fn observe(&self, run: &Run<'_>, second: bool) -> Result<Observed, Failure> {
+    async fn observe(&self, run: &mut Run<'_>, second: bool) -> Result<Observed, Failure> {
+        let mut reads = Vec::new();
+        let observed = self.observed(run, second, &mut reads).await;
+        run.reads.append(&mut reads);
+        observed
+    }
+
+    async fn observed(
+        &self,
+        run: &Run<'_>,
+        second: bool,
+        reads: &mut Vec<Read>,
+    ) -> Result<Observed, Failure> {
         let Run { route, key, cause, link, state, .. } = run;
         let whole = second || cause.thorough() || state.hung.unfinished;
         let agreed = state.known.as_ref().filter(|_| state.intents.is_empty() && !whole);
         let mut early = None;
         if self.defender_first(run, second) {
             let defender = route.defender.incident(&key.incident_id).await?;
+            reads.push(Read::defender(self.clock.now(), defender.as_ref()));
             if let (Some(known), Some(defender)) = (agreed, &defender)
                 && known.defender_updated == defender.updated
                 && run.shows_nothing_new(known, defender)
@@ -718,6 +778,7 @@ impl Reconciler {
             early = Some(defender);
         }
         let sentinel = route.sentinel.incident(&link.sentinel_id).await?;
+        reads.push(Read::sentinel(self.clock.now(), sentinel.as_ref()));
         if let (Side::Sentinel, Some(known), Some(sentinel)) = (cause.side, agreed, &sentinel)
             && known.sentinel_etag == sentinel.etag
         {
@@ -734,7 +795,11 @@ impl Reconciler {
         }
         let defender = match early {
             Some(defender) => defender,
-            None => route.defender.incident(&key.incident_id).await?,
+            None => {
+                let defender = route.defender.incident(&key.incident_id).await?;
+                reads.push(Read::defender(self.clock.now(), defender.as_ref()));
+                defender
+            }
         };
         let snapshot = Snapshot { key: (*key).clone(), state: state.clone(), defender, sentinel };
         Ok(Observed::Both(Box::new(snapshot)))
@@ -867,6 +932,7 @@ impl Reconciler {
         });
         state.closed_since = both_closed.then(|| run.state.closed_since.unwrap_or_else(|| self.clock.now()));
         (state.left_out, state.merged_into) = (run.state.left_out, run.state.merged_into.clone());
+        state.unmapped.clone_from(&run.state.unmapped);
         state.inherited.extend(heirs);
         state.hung = self.settle_hung(run, seen, hung);
         let look_at = self.look_again(&state.hung, hung);
@@ -888,6 +954,7 @@ impl Reconciler {
             lines.push(self.line(run, "landed", detail));
         } else {
             lines.extend(self.unsaid(run, planned).await?);
+            lines.extend(self.found_equal(run, &state, &planned.labels));
             if state == run.state && lines.is_empty() && run.link.parked.is_none() && !run.dirty {
                 return Ok(Report { look_at, ..Report::of(End::InStep) });
             }
@@ -902,6 +969,33 @@ impl Reconciler {
         }
         let end = if wrote { End::Wrote } else { End::InStep };
         Ok(Report { end, again, look_at })
+    }
+
+    /// What moved on the sides and needed no write: both say the same by themselves, or a rule lets it be.
+    fn found_equal(&self, run: &Run<'_>, state: &LinkState, own: &LabelRules) -> Option<JournalEntry> {
+        let now = state.known.as_ref()?;
+        let moved = run.state.known.as_ref().map(|known| known.moved(now, own));
+        if moved.as_ref().is_some_and(Vec::is_empty) {
+            return None;
+        }
+        let fields = moved.map(|fields| fields.iter().map(|field| field.as_str()).collect::<Vec<_>>());
+        Some(self.line(run, "agreed", json!({"fields": fields})))
+    }
+
+    /// Keeps the report of owners without a counterpart. Only a look at an owner who moved tells anything new.
+    async fn keep_unmapped(&self, run: &mut Run<'_>, seen: &Snapshot, planned: &Plan) -> Result<(), Failure> {
+        let found = planned.unmapped.first();
+        if owner_is_settled(seen) || run.state.unmapped.as_ref() == found {
+            return Ok(());
+        }
+        let (store, now) = (&*self.store, self.clock.now());
+        unmapped::keep(store, &run.route.name, run.key, found, now).await.map_err(store_failure)?;
+        if let Some(found) = found {
+            self.metrics.owner_unmapped(found.side);
+        }
+        run.state.unmapped = found.cloned();
+        run.dirty = true;
+        Ok(())
     }
 
     async fn park(&self, run: &mut Run<'_>, reason: String) -> Result<Report, Failure> {
@@ -942,10 +1036,41 @@ impl Reconciler {
             .map_err(|error| ours(Class::Permanent, format!("the link's state cannot be stored: {error}")))?;
         run.link.parked = parked;
         run.link.updated_at = now;
+        let lines = &*match lines {
+            [] => Vec::new(),
+            lines => self.with_its_story(run, lines),
+        };
         match self.store.save_link(&run.link, lines, run.fence, now).await.map_err(store_failure)? {
             Held::Yes => Ok(()),
             Held::No => Err(fence_lost()),
         }
+    }
+
+    /// The lines of a decision, behind the hints and the reads that led to it.
+    fn with_its_story(&self, run: &mut Run<'_>, lines: &[JournalEntry]) -> Vec<JournalEntry> {
+        let mut story = Vec::with_capacity(lines.len() + 2);
+        if !run.told {
+            run.told = true;
+            let cause = run.cause;
+            let detail = json!({
+                "side": cause.side, "sources": cause.sources, "version": cause.version, "hints": cause.hints,
+                "attempt": cause.attempts + 1,
+            });
+            story.push(JournalEntry { at: cause.first_hint_at, ..self.line(run, "hint", detail) });
+        }
+        let reads = std::mem::take(&mut run.reads);
+        if let Some(last) = reads.last() {
+            let at = last.at;
+            let reads: Vec<Value> = reads
+                .into_iter()
+                .map(
+                    |read| json!({"at": format_instant(read.at), "side": read.side, "version": read.version}),
+                )
+                .collect();
+            story.push(JournalEntry { at, ..self.line(run, "read", json!({"reads": reads})) });
+        }
+        story.extend_from_slice(lines);
+        story
     }
 
     pub(crate) fn line(&self, run: &Run<'_>, kind: &str, detail: Value) -> JournalEntry {
@@ -957,13 +1082,8 @@ impl Reconciler {
         &self,
         run: &Run<'_>,
         before: &LinkState,
-        seen: &Snapshot,
         planned: &Plan,
     ) -> Result<Vec<JournalEntry>, Failure> {
-        let versions = json!({
-            "defender": seen.defender.as_ref().map(|d| format_instant(d.updated)),
-            "sentinel": seen.sentinel.as_ref().map(|s| &s.etag),
-        });
         let mut lines = Vec::new();
         for intent in planned.intents.iter().filter(|intent| !before.intents.contains(intent)) {
             let changes: Vec<&Change> = planned.changes.iter().filter(|c| c.side == intent.side).collect();
@@ -971,9 +1091,7 @@ impl Reconciler {
                 "side": intent.side,
                 "create": planned.outcome == Outcome::Create,
                 "changes": changes,
-                "hints": run.cause.hints,
                 "cause": run.cause.to_json(),
-                "versions": versions,
             });
             lines.push(self.line(run, "write", detail));
         }
@@ -1014,19 +1132,40 @@ impl Reconciler {
     }
 }
 
+/// Whether both sides have the owners whom they were agreed to have.
+fn owner_is_settled(seen: &Snapshot) -> bool {
+    let defender = seen.defender.as_ref().and_then(|d| d.says.owner.as_ref());
+    let sentinel = seen.sentinel.as_ref().map(|s| s.says.owner.clone()).unwrap_or_default();
+    seen.state
+        .known
+        .as_ref()
+        .is_some_and(|known| known.defender.owner.as_ref() == defender && known.sentinel.owner == sentinel)
+}
+
+/// An owner who had no counterpart, and whom the route's rules name by now, is news.
+fn take_up_owner(seen: &mut Snapshot, policy: &Policy) {
+    let Some(owner) = seen.state.unmapped.clone().filter(|owner| owner.is_ruled(&policy.owners)) else {
+        return;
+    };
+    if !owner_is_settled(seen) {
+        return;
+    }
+    if let Some(known) = &mut seen.state.known {
+        match owner.side {
+            Side::Defender => known.defender.owner = None,
+            Side::Sentinel => known.sentinel.owner = SentinelOwner::default(),
+        }
+    }
+}
+
 /// Asks the directories about owners who moved, where the route may: then the plan knows them. What a directory will not
 /// say is no reason to stop.
 async fn ask(route: &Route, seen: &Snapshot, policy: &mut Policy) {
-    let defender = seen.defender.as_ref().and_then(|d| d.says.owner.clone());
-    let sentinel = seen.sentinel.as_ref().map(|s| s.says.owner.clone()).unwrap_or_default();
-    let settled = seen
-        .state
-        .known
-        .as_ref()
-        .is_some_and(|known| known.defender.owner == defender && known.sentinel.owner == sentinel);
-    if settled {
+    if owner_is_settled(seen) {
         return;
     }
+    let defender = seen.defender.as_ref().and_then(|d| d.says.owner.clone());
+    let sentinel = seen.sentinel.as_ref().map(|s| s.says.owner.clone()).unwrap_or_default();
     for Question { directory, name } in owners::questions(defender.as_deref(), &sentinel, &policy.owners) {
         let Some(asked) = route.directories.of(directory) else { continue };
         let answer = match asked.person(&name).await {

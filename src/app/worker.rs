@@ -6,19 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::app::lately::Lately;
 use crate::app::metrics::Metrics;
 use crate::app::reconcile::{Cause, End, FENCE_FOR, Reconciler, Report, Watch, fence_name};
 use crate::app::routes::{Route, Routes};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{LinkKey, Side};
 use crate::domain::retry::{self, HELD_DELAY, Verdict};
-use crate::ports::{Clock, Dice, Fence, JobLease, Scope, Settlement, Store, StoreError};
+use crate::ports::{Clock, Dice, Fence, JobLease, Settlement, Store, StoreError};
 use crate::trace;
 
 /// How long a job is leased. A worker that dies gives its job back after this time.
@@ -74,7 +74,7 @@ pub struct Worker {
     reconciler: Reconciler,
     workers: usize,
     slots: Arc<Slots>,
-    closed: Closed,
+    lately: Lately,
     /// Whether the last rows were all about incidents that are nobody's twin.
     strays: AtomicBool,
 }
@@ -100,15 +100,20 @@ impl Worker {
         let reconciler =
             Reconciler { store: store.clone(), clock: clock.clone(), metrics: metrics.clone(), watch };
         let slots = Arc::new(Slots { most: (workers / 4).max(1), busy: Mutex::default() });
-        let (workers, closed) = (workers.max(1), Closed::default());
+        let (workers, lately) = (workers.max(1), Lately::default());
         let strays = AtomicBool::new(false);
-        Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers, slots, closed, strays })
+        Arc::new(Self { store, routes, clock, dice, metrics, reconciler, workers, slots, lately, strays })
+    }
+
+    /// What this worker remembers for people who ask.
+    pub fn lately(&self) -> Lately {
+        self.lately.clone()
     }
 
     /// Serves at most one job.
     pub async fn step(self: &Arc<Self>) -> Result<Step, StoreError> {
         let now = self.clock.now();
-        let skip = self.closed.scopes(now);
+        let skip = self.lately.all_left_alone(now);
         // The store is fair between scopes, so among one more row than there are full scopes is one that can run, if
         // there is any.
         let strays = if self.strays.swap(false, Ordering::Relaxed) { STRAYS_AT_ONCE } else { 0 };
@@ -235,13 +240,19 @@ impl Worker {
     ) -> Result<Ended, StoreError> {
         let now = self.clock.now();
         let Some(fence) = self.store.take_fence(&fence_name(&key), now, now + FENCE_FOR).await? else {
+            self.lately.ran(&key, now, "busy", Some("the link is in another worker's hands"));
             return Ok(Ended::Busy);
         };
         let ended = match self.run_one(route, &key, &fence, cause).await {
-            Ok(report) => Ended::Report(report),
+            Ok(report) => {
+                let (end, why) = report.end.told();
+                self.lately.ran(&key, self.clock.now(), end, why);
+                Ended::Report(report)
+            }
             Err(failure) => {
                 self.metrics.failure(failure.side, &failure.code);
-                self.closed.tell(&failure, &key, &self.routes, self.clock.now());
+                self.lately.failed(&key, self.clock.now(), &failure);
+                self.leave_alone(&failure, &key);
                 if failure.class == Class::Permanent {
                     self.reconciler.give_up(&key, &fence, cause, &failure.to_string(), several).await?;
                 }
@@ -250,6 +261,35 @@ impl Worker {
         };
         self.store.release_fence(&fence).await?;
         Ok(ended)
+    }
+
+    /// Heeds what a failure says of its side as a whole: throttled, out of budget, or refusing us. However many of its
+    /// incidents wait, none is looked at before it takes something again.
+    fn leave_alone(&self, failure: &Failure, key: &LinkKey) {
+        let wait = match failure.class {
+            Class::Retry { wait: Some(wait) } => wait,
+            Class::Auth => HELD_DELAY,
+            Class::Retry { wait: None } | Class::Conflict | Class::Permanent => return,
+        };
+        let (tenant, workspace) =
+            ((Side::Defender, key.tenant_id.clone()), (Side::Sentinel, key.workspace.clone()));
+        // Where a side's only route ends at the closed one, nothing of it can be served either.
+        let scopes = match failure.side {
+            Some(Side::Defender) if self.routes.of_workspace(&key.workspace).len() == 1 => {
+                vec![tenant, workspace]
+            }
+            Some(Side::Sentinel) if self.routes.of_tenant(&key.tenant_id).len() == 1 => {
+                vec![workspace, tenant]
+            }
+            Some(Side::Defender) => vec![tenant],
+            Some(Side::Sentinel) => vec![workspace],
+            None => return,
+        };
+        // A side that asks for hours is asked again by the pollers; the queue looks once in a while too.
+        let until = self.clock.now() + wait.min(LONGEST_CLOSED);
+        for scope in scopes {
+            self.lately.leave_alone(scope, until, &failure.to_string());
+        }
     }
 
     async fn run_one(
@@ -403,45 +443,6 @@ impl Worker {
                 () = stop.cancelled() => {}
             }
         }
-    }
-}
-
-/// Which sides said that they take nothing before some time: throttled, out of budget, or refusing us. However many of
-/// their incidents wait, none is looked at before then.
-#[derive(Default)]
-struct Closed(Mutex<HashMap<Scope, OffsetDateTime>>);
-
-impl Closed {
-    /// Remembers what a failure says of its side as a whole.
-    fn tell(&self, failure: &Failure, key: &LinkKey, routes: &Routes, now: OffsetDateTime) {
-        let wait = match failure.class {
-            Class::Retry { wait: Some(wait) } => wait,
-            Class::Auth => HELD_DELAY,
-            Class::Retry { wait: None } | Class::Conflict | Class::Permanent => return,
-        };
-        let (tenant, workspace) =
-            ((Side::Defender, key.tenant_id.clone()), (Side::Sentinel, key.workspace.clone()));
-        // Where a side's only route ends at the closed one, nothing of it can be served either.
-        let scopes = match failure.side {
-            Some(Side::Defender) if routes.of_workspace(&key.workspace).len() == 1 => vec![tenant, workspace],
-            Some(Side::Sentinel) if routes.of_tenant(&key.tenant_id).len() == 1 => vec![workspace, tenant],
-            Some(Side::Defender) => vec![tenant],
-            Some(Side::Sentinel) => vec![workspace],
-            None => return,
-        };
-        // A side that asks for hours is asked again by the pollers; the queue looks once in a while too.
-        let until = now + wait.min(LONGEST_CLOSED);
-        let mut closed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for scope in scopes {
-            let known = closed.entry(scope).or_insert(until);
-            *known = until.max(*known);
-        }
-    }
-
-    fn scopes(&self, now: OffsetDateTime) -> Vec<Scope> {
-        let mut closed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        closed.retain(|_, until| *until > now);
-        closed.keys().cloned().collect()
     }
 }
 

@@ -7,6 +7,7 @@ mod demo;
 mod drift;
 mod explain;
 mod operate;
+mod owners;
 mod plan;
 mod serve;
 mod service;
@@ -101,6 +102,10 @@ enum Command {
         /// As JSON, with every detail and the request ids of both services.
         #[arg(long)]
         json: bool,
+        /// Ask the running service at this address, with the first of `api_tokens`: it also knows closed sides, spent
+        /// budgets and the last run.
+        #[arg(long)]
+        url: Option<url::Url>,
         #[command(flatten)]
         file: ConfigFile,
     },
@@ -142,6 +147,16 @@ enum Command {
     Release {
         #[command(flatten)]
         which: operate::Which,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+    /// List owners who have no counterpart on the other side, over all incidents, and the line that would cure it.
+    Owners {
+        /// The route's name; every route when it is left out.
+        route: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         file: ConfigFile,
     },
@@ -191,8 +206,9 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Emulator(args) => crate::emulator::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Check { file, connect } => check::run(&file.config, file.load(), connect).await,
         Command::Plan { route, incident, file } => plan::run(&file.load()?, &route, &incident).await,
-        Command::Explain { route, incident, last, json, file } => {
-            explain::run(&file.load()?, &route, &incident, last, json).await
+        Command::Explain { route, incident, last, json, url, file } => {
+            let asked = explain::Asked { route: &route, incident: &incident, last, json, url };
+            explain::run(&file.load()?, asked).await
         }
         Command::Drift { route, json, repair, file } => {
             drift::run(&file.load()?, route.as_deref(), json, repair).await
@@ -200,6 +216,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backfill { route, what, file } => backfill::run(&file.load()?, &route, &what).await,
         Command::Hold { which, reason, file } => operate::hold(&file.load()?, &which, &reason).await,
         Command::Release { which, file } => operate::release(&file.load()?, &which).await,
+        Command::Owners { route, json, file } => owners::run(&file.load()?, route.as_deref(), json).await,
         Command::Parked { file } => operate::parked(&file.load()?).await,
         Command::Unpark { subject, file } => operate::unpark(&file.load()?, &subject).await,
     }

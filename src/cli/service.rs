@@ -215,15 +215,6 @@ impl Service {
         door_metrics.register(&mut registry);
         let wake = Arc::new(Notify::new());
         let phase = Phase::default();
-        let state = AppState {
-            doors: Arc::new(Doors::new(config)?),
-            inbox: Inbox::new(store.clone(), clock.clone(), wake.clone()),
-            store: store.clone(),
-            health: health.clone(),
-            registry: Arc::new(registry),
-            metrics: door_metrics,
-            phase: phase.clone(),
-        };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let workers = usize::try_from(config.limits.workers).unwrap_or(usize::MAX);
@@ -236,6 +227,17 @@ impl Service {
             workers,
             watch.clone(),
         );
+        let state = AppState {
+            doors: Arc::new(Doors::new(config)?),
+            inbox: Inbox::new(store.clone(), clock.clone(), wake.clone()),
+            store: store.clone(),
+            health: health.clone(),
+            routes: routes.clone(),
+            lately: worker.lately(),
+            registry: Arc::new(registry),
+            metrics: door_metrics,
+            phase: phase.clone(),
+        };
         tasks.spawn(worker.run(wake.clone(), stop.clone()));
         let options = |interval: Duration| PollOptions {
             interval,

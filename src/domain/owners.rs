@@ -3,7 +3,9 @@
 //! what the directories said (looked up beforehand: [`questions`], [`People`]), the fallback.
 
 use std::collections::HashMap;
+use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::mapping::plain_option;
@@ -144,14 +146,93 @@ impl<T> Mapped<T> {
 }
 
 /// An owner who has no counterpart: a line of the report.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Unmapped {
     /// The side that has the owner.
     pub side: Side,
     /// As that side calls them.
     pub name: String,
-    /// One sentence.
-    pub why: String,
+    /// Why they have no counterpart.
+    pub why: Why,
+}
+
+/// Why an owner has no counterpart on the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Why {
+    /// Neither the map nor the rewriting of domains names them.
+    NoRule,
+    /// The other side's directory does not have them.
+    NotInDirectory,
+    /// Their own directory has them no more.
+    Deleted,
+    /// A display name: several people may have it, and nobody can be looked up by it.
+    Ambiguous,
+    /// Sentinel has nothing but an object id, and the directory may not be asked.
+    OnlyAnId,
+    /// The same, and the directory would not say.
+    NotAsked,
+    /// The directory knows the object id, and no name that Defender could show.
+    Nameless,
+}
+
+impl Why {
+    /// The short form, as in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Why::NoRule => "no-rule",
+            Why::NotInDirectory => "not-in-directory",
+            Why::Deleted => "deleted",
+            Why::Ambiguous => "ambiguous",
+            Why::OnlyAnId => "only-an-id",
+            Why::NotAsked => "not-asked",
+            Why::Nameless => "nameless",
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Why::NoRule => "is named by neither the map nor the rewriting of domains",
+            Why::NotInDirectory => "is not in the directory of the other side's tenant",
+            Why::Deleted => "is no longer in the directory of the workspace's tenant",
+            Why::Ambiguous => "is a display name, by which nobody can be looked up",
+            Why::OnlyAnId => "has only an object id, and the directory is not asked",
+            Why::NotAsked => "has only an object id, and the directory could not be asked",
+            Why::Nameless => "has no name in the directory",
+        })
+    }
+}
+
+impl Unmapped {
+    /// Whether a rule names them by now, so that they cross as soon as they are looked at again.
+    pub fn is_ruled(&self, policy: &OwnerPolicy) -> bool {
+        match self.side {
+            // What was rewritten is looked up all the same.
+            Side::Defender => {
+                mapped(&self.name, policy).is_some()
+                    || (!policy.lookup && rewritten(&self.name, policy).is_some())
+            }
+            Side::Sentinel => {
+                let owner = named(&self.name);
+                mapped_back(&names(&owner), policy).is_some() || rewritten_back(&owner, policy).is_some()
+            }
+        }
+    }
+
+    /// The line of `[routes.owners]` that would give them a counterpart. What only a person knows stands in capitals.
+    pub fn cure(&self, policy: &OwnerPolicy) -> String {
+        let text = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        if matches!(self.why, Why::OnlyAnId) && !policy.lookup {
+            return "lookup = true".to_owned();
+        }
+        let (defender, sentinel) = match self.side {
+            Side::Defender => (text(&self.name), "\"WHO THAT IS IN SENTINEL\"".to_owned()),
+            Side::Sentinel => ("\"WHO THAT IS IN DEFENDER\"".to_owned(), text(&self.name)),
+        };
+        format!("map = {{ {defender} = {sentinel} }}")
+    }
 }
 
 /// What must be asked before these two owners can be carried across or compared. Empty unless the policy says so.
@@ -200,17 +281,17 @@ pub fn to_sentinel(owner: Option<&str>, people: &People, policy: &OwnerPolicy) -
         let wanted = wanted_in_sentinel(&text, policy);
         match people.answer(Side::Sentinel, &wanted) {
             Answer::Found(person) => return Mapped::To(owner_of(person)),
-            Answer::Missing => "is not in the directory of the workspace's tenant",
+            Answer::Missing => Why::NotInDirectory,
             // A display name cannot be looked up: nobody of that name can be assigned.
-            Answer::Unknown if !is_id(&wanted) && !is_address(&wanted) => "is no name that can be looked up",
+            Answer::Unknown if !is_id(&wanted) && !is_address(&wanted) => Why::Ambiguous,
             Answer::Unknown => return Mapped::To(sentinel_owner(&target, people, policy)),
         }
     } else if known || policy.fallback == Fallback::AsIs {
         return Mapped::To(sentinel_owner(&target, people, policy));
     } else {
-        "is named by neither the map nor the rewriting of domains"
+        Why::NoRule
     };
-    let why = Unmapped { side: Side::Defender, name: text.clone(), why: why.to_owned() };
+    let why = Unmapped { side: Side::Defender, name: text.clone(), why };
     match &policy.fallback {
         // What was rewritten stays so, or it could not be told apart on its way back.
         Fallback::AsIs => Mapped::Instead { value: named(&target), why, label: None },
@@ -236,12 +317,12 @@ pub fn to_defender(owner: &SentinelOwner, people: &People, policy: &OwnerPolicy)
     let Some(name) = best_name(owner) else {
         let id = owner.object_id.clone().unwrap_or_default();
         let why = match people.answer(Side::Sentinel, &id) {
-            _ if !policy.lookup => "has only an object id, and the directory is not asked",
-            Answer::Missing => "is no longer in the directory of the workspace's tenant",
-            Answer::Unknown => "has only an object id, and the directory could not be asked",
-            Answer::Found(_) => "has no name in the directory",
+            _ if !policy.lookup => Why::OnlyAnId,
+            Answer::Missing => Why::Deleted,
+            Answer::Unknown => Why::NotAsked,
+            Answer::Found(_) => Why::Nameless,
         };
-        return Mapped::Leave(Unmapped { side: Side::Sentinel, name: id, why: why.to_owned() });
+        return Mapped::Leave(Unmapped { side: Side::Sentinel, name: id, why });
     };
     let rewritten = rewritten_back(owner, policy);
     let known = rewritten.is_some() || names(owner).iter().any(|name| is_fallback(name, policy));
@@ -251,16 +332,16 @@ pub fn to_defender(owner: &SentinelOwner, people: &People, policy: &OwnerPolicy)
     } else if policy.lookup {
         match people.answer(Side::Defender, &text) {
             Answer::Found(_) => return Mapped::To(Some(text)),
-            Answer::Missing => "is not in the directory of Defender's tenant",
-            Answer::Unknown if !is_id(&text) && !is_address(&text) => "is no name that can be looked up",
+            Answer::Missing => Why::NotInDirectory,
+            Answer::Unknown if !is_id(&text) && !is_address(&text) => Why::Ambiguous,
             Answer::Unknown => return Mapped::To(Some(text)),
         }
     } else if policy.fallback == Fallback::AsIs {
         return Mapped::To(Some(text));
     } else {
-        "is named by neither the map nor the rewriting of domains"
+        Why::NoRule
     };
-    let why = Unmapped { side: Side::Sentinel, name: name.clone(), why: why.to_owned() };
+    let why = Unmapped { side: Side::Sentinel, name: name.clone(), why };
     match &policy.fallback {
         Fallback::AsIs => Mapped::Instead { value: Some(text), why, label: None },
         Fallback::Leave => Mapped::Leave(why),

@@ -45,6 +45,17 @@ pub struct Known {
     pub sentinel_etag: String,
 }
 
+impl Known {
+    /// The fields in which a later agreement says something else, on either side.
+    pub fn moved(&self, later: &Known, own: &LabelRules) -> Vec<Field> {
+        let same = |field: &Field| {
+            same_words_defender(own, *field, &self.defender, &later.defender)
+                && same_words_sentinel(own, *field, &self.sentinel, &later.sentinel)
+        };
+        Field::ALL.into_iter().filter(|field| !same(field)).collect()
+    }
+}
+
 /// A write that was announced and is not proved: it may have landed, or may still land.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
@@ -104,6 +115,9 @@ pub struct LinkState {
     /// What hangs on it: comments, the digest of its alerts.
     #[serde(default, skip_serializing_if = "Hung::is_empty")]
     pub hung: Hung,
+    /// The owner who had no counterpart when the owner was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmapped: Option<Unmapped>,
     /// In shadow: the hash of what would have been written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadowed: Option<u64>,

@@ -1,5 +1,5 @@
-//! The API for people's tools: what was written for an incident, and why, or why nothing was. Reads the store alone.
-//! Shut until a token is configured.
+//! The API for people's tools: what was written for an incident, and why, or why nothing was; and whose owners have no
+//! counterpart. Asks the store and this process, and neither side. Shut until a token is configured.
 
 use std::sync::Arc;
 
@@ -9,11 +9,14 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret;
+use serde_json::json;
 
 use super::error::Refused;
 use super::router::Served;
-use crate::app::explain;
+use crate::app::explain::{self, Live, Question};
+use crate::app::unmapped;
 use crate::domain::model::LinkKey;
+use crate::ports::StoreError;
 
 /// How many entries of the journal an answer holds.
 const ENTRIES: usize = 500;
@@ -22,6 +25,7 @@ const SHUT: Refused = Refused {
     status: StatusCode::NOT_FOUND,
     detail: "the API is shut: configure api_tokens in [server] to open it",
 };
+const NO_ROUTE: Refused = Refused { status: StatusCode::NOT_FOUND, detail: "there is no such route" };
 
 /// `GET /api/v1/routes/{route}/incidents/{incident}/explain`
 pub(super) async fn explain(
@@ -34,18 +38,51 @@ pub(super) async fn explain(
         return refused.into_response();
     }
     let Some((tenant_id, workspace, policy)) = state.doors.routes.get(&route) else {
-        return Refused { status: StatusCode::NOT_FOUND, detail: "there is no such route" }.into_response();
+        return NO_ROUTE.into_response();
     };
     let key = LinkKey { tenant_id: tenant_id.clone(), incident_id: incident, workspace: workspace.clone() };
-    let now = state.inbox.clock().now();
-    match explain::explain(&*state.store, &route, policy, key, ENTRIES, now).await {
+    let question = Question { route: &route, policy, key: &key, most: ENTRIES };
+    let live = Live { health: &state.health, routes: &state.routes, lately: &state.lately };
+    match explain::explain(&*state.store, question, Some(live), state.inbox.clock().now()).await {
         Ok(explained) => Json(explained.to_json()).into_response(),
-        Err(error) => {
-            tracing::warn!(%error, "an explanation could not be read");
-            let detail = "the store cannot be read now; ask again";
-            Refused { status: StatusCode::SERVICE_UNAVAILABLE, detail }.into_response()
-        }
+        Err(error) => unread(&error),
     }
+}
+
+/// `GET /api/v1/owners`
+pub(super) async fn owners(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
+    unmapped_owners(&served, None, &headers).await
+}
+
+/// `GET /api/v1/routes/{route}/owners`
+pub(super) async fn owners_of_route(
+    State(served): State<Arc<Served>>,
+    Path(route): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    unmapped_owners(&served, Some(&route), &headers).await
+}
+
+async fn unmapped_owners(served: &Served, route: Option<&str>, headers: &HeaderMap) -> Response {
+    let state = &served.state;
+    if let Err(refused) = admit(&state.doors.api_tokens, headers) {
+        return refused.into_response();
+    }
+    let routes = &state.doors.routes;
+    if route.is_some_and(|route| !routes.contains_key(route)) {
+        return NO_ROUTE.into_response();
+    }
+    let policy = |route: &str| routes.get(route).map(|(_, _, policy)| policy);
+    match unmapped::report(&*state.store, route, policy).await {
+        Ok(lines) => Json(json!({"owners": lines})).into_response(),
+        Err(error) => unread(&error),
+    }
+}
+
+fn unread(error: &StoreError) -> Response {
+    tracing::warn!(%error, "an answer of the API could not be read");
+    let detail = "the store cannot be read now; ask again";
+    Refused { status: StatusCode::SERVICE_UNAVAILABLE, detail }.into_response()
 }
 
 /// Whether the caller has one of the tokens. All are compared, in constant time.

@@ -23,6 +23,8 @@ pub use router::{router, serve};
 
 use crate::app::health::Health;
 use crate::app::intake::Inbox;
+use crate::app::lately::Lately;
+use crate::app::routes::Routes;
 use crate::config::Config;
 use crate::domain::policy::Policy;
 use crate::domain::signature::{Secret, SecretError};
@@ -166,6 +168,10 @@ pub struct AppState {
     pub store: Arc<dyn Store>,
     /// What is known of the sides.
     pub health: Arc<Health>,
+    /// For the budgets of the sides.
+    pub routes: Arc<Routes>,
+    /// How the last runs ended.
+    pub lately: Lately,
     /// What `/metrics` shows; `metrics` is to be registered in it.
     pub registry: Arc<Registry>,
     /// What the doors count.

@@ -73,6 +73,8 @@ pub fn router(state: AppState) -> Router {
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/api/v1/routes/{route}/incidents/{incident}/explain", get(api::explain))
+        .route("/api/v1/owners", get(api::owners))
+        .route("/api/v1/routes/{route}/owners", get(api::owners_of_route))
         .fallback(unknown)
         .method_not_allowed_fallback(async || Refused::METHOD)
         .layer(from_fn(marked));

@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use lockstep::app::health::{Health, WatchedRoute};
 use lockstep::app::intake::Inbox;
+use lockstep::app::lately::Lately;
 use lockstep::config::Config;
 use lockstep::domain::model::{LinkKey, Side};
 use lockstep::domain::signature::Secret;
@@ -189,6 +190,9 @@ impl Store for Memory {
     async fn holds(&self) -> Result<Vec<Hold>, StoreError> {
         elsewhere()
     }
+    async fn queued(&self, _: &Subject) -> Result<Option<Queued>, StoreError> {
+        elsewhere()
+    }
     async fn parked(&self, _: usize) -> Result<Vec<Parked>, StoreError> {
         elsewhere()
     }
@@ -240,6 +244,8 @@ impl House {
             inbox: Inbox::new(store.clone(), Arc::new(Stopped), Arc::new(Notify::new())),
             store: store.clone(),
             health: Arc::new(health),
+            routes: Arc::default(),
+            lately: Lately::default(),
             registry: Arc::new(registry),
             metrics,
             phase: phase.clone(),

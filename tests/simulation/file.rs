@@ -166,6 +166,10 @@ impl Store for File {
         ask!(self, holds)
     }
 
+    async fn queued(&self, subject: &Subject) -> Result<Option<Queued>, StoreError> {
+        ask!(self, queued, subject = subject.clone() => &subject)
+    }
+
     async fn parked(&self, most: usize) -> Result<Vec<Parked>, StoreError> {
         ask!(self, parked, most = most => most)
     }

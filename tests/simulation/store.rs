@@ -378,6 +378,22 @@ impl Store for Memory {
         Ok(self.enter().await.holds.clone())
     }
 
+    async fn queued(&self, subject: &Subject) -> Result<Option<Queued>, StoreError> {
+        let disk = self.enter().await;
+        Ok(disk.rows.get(subject).map(|row| Queued {
+            subject: subject.clone(),
+            hints: row.wanted - row.done,
+            since: (row.wanted > row.done).then_some(row.first_hint_at),
+            sources: row.sources.join(","),
+            version: row.version.clone().filter(|_| !row.mixed),
+            attempts: row.attempts,
+            next: row.lease.map_or(row.not_before, |(_, until)| until),
+            leased: row.lease.is_some(),
+            background: !row.live,
+            parked: row.parked.clone().map(|(why, since, _)| (why, since)),
+        }))
+    }
+
     async fn parked(&self, most: usize) -> Result<Vec<Parked>, StoreError> {
         let disk = self.enter().await;
         let parked = disk.rows.iter().filter_map(|(subject, row)| {

@@ -13,7 +13,7 @@ use crate::adapters::entra::TokenSource;
 use crate::adapters::lenient;
 use crate::domain::failure::Failure;
 use crate::domain::model::{AlertPatch, DefenderComment, DefenderIncident, DefenderPatch, Side};
-use crate::ports::{AlertNews, Defender, Page, alerts_scope};
+use crate::ports::{AlertNews, Defender, Page, Spent, alerts_scope};
 
 /// Larger pages are refused.
 const PAGE: u32 = 50;
@@ -144,6 +144,10 @@ impl GraphClient {
 
 #[async_trait]
 impl Defender for GraphClient {
+    fn spent(&self) -> Spent {
+        self.caller.spent()
+    }
+
     async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
         let mut url = self.one(id)?;
         if self.expand {

@@ -14,7 +14,7 @@ use crate::adapters::lenient;
 use crate::domain::digest::Bookmark;
 use crate::domain::failure::Failure;
 use crate::domain::model::{SentinelComment, SentinelIncident, SentinelWrite, Side};
-use crate::ports::{Page, Sentinel};
+use crate::ports::{Page, Sentinel, Spent};
 
 /// The version to ask for unless the configuration says otherwise. A newer one may be missing from a national cloud.
 pub const DEFAULT_API_VERSION: &str = "2025-09-01";
@@ -150,6 +150,10 @@ impl SentinelClient {
 
 #[async_trait]
 impl Sentinel for SentinelClient {
+    fn spent(&self) -> Spent {
+        self.caller.spent()
+    }
+
     async fn incident(&self, name: &str) -> Result<Option<SentinelIncident>, Failure> {
         let answer = self.caller.send(Call::read("incident-get", self.one(name)?)).await?;
         if answer.status == 404 {

@@ -5,6 +5,7 @@ mod postgres;
 mod sqlite;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::model::Side;
-use crate::ports::{Delivery, Hint, JobLease, Store, StoreError, Subject};
+use crate::ports::{Delivery, Hint, JobLease, Parked, Queued, Store, StoreError, Subject};
 
 pub use postgres::PostgresStore;
 pub use sqlite::{SqliteStore, sqlite_version};
@@ -38,6 +39,10 @@ const SCOPES_AT_ONCE: usize = 256;
 const MOST_TURNS: usize = 40_000;
 /// The namespace of delivery keys.
 const DELIVERIES: Uuid = Uuid::from_u128(0x1d0c_57e9_0a5f_4c39_9d54_5f0c_7a52_9e01);
+/// Between two reasons for which one incident is parked.
+const REASONS: &str = "; and: ";
+/// A row of either side and a link: as many entries of the tables may be one of the list.
+const ASIDE_OF_ONE: usize = 3;
 /// A parked row takes a hint without a version for news only after this long.
 const PARKED_FOR: i64 = 3_600 * 1_000_000_000;
 
@@ -255,6 +260,70 @@ impl Ready {
         };
         (lease, gathered)
     }
+}
+
+impl Ready {
+    /// For a person to read.
+    fn queued(self, subject: Subject, parked: Option<(String, OffsetDateTime)>) -> Queued {
+        let waits = self.wanted > self.done;
+        let since = self.leased.first_at.or(self.fresh.first_at).filter(|_| waits).map(instant);
+        let gathered = self.leased.with(self.fresh);
+        Queued {
+            subject,
+            hints: self.wanted - self.done,
+            since,
+            sources: gathered.sources,
+            version: gathered.version,
+            attempts: self.attempts,
+            next: instant(self.ready_at),
+            leased: self.broken_off,
+            background: !self.live,
+            parked,
+        }
+    }
+}
+
+/// Something parked as the tables have it: a row of either side, or a link (then the subject is its Defender incident).
+struct Aside {
+    side: i16,
+    scope: String,
+    native_id: String,
+    reason: String,
+    since: i64,
+    /// The Defender incident of a Sentinel row, as far as it is linked.
+    incident: Option<(String, String)>,
+    link: bool,
+}
+
+/// What is parked, one entry for each incident, newest first. It is called by its Defender row, else by its Sentinel
+/// row; where only its links are parked, by the Defender incident.
+fn one_for_each(mut aside: Vec<Aside>, most: usize) -> Result<Vec<Parked>, StoreError> {
+    aside.sort_by_key(|one| (one.link, one.side));
+    let mut entries: Vec<Parked> = Vec::new();
+    let mut places: HashMap<Subject, usize> = HashMap::new();
+    for Aside { side, scope, native_id, reason, since, incident, link: _ } in aside {
+        let subject = Subject { side: side_of(side)?, scope, native_id };
+        let known_by = match incident {
+            Some((scope, native_id)) => Subject { side: Side::Defender, scope, native_id },
+            None => subject.clone(),
+        };
+        match places.entry(known_by) {
+            Entry::Vacant(place) => {
+                place.insert(entries.len());
+                entries.push(Parked { subject, reason, since: instant(since) });
+            }
+            Entry::Occupied(place) => {
+                let entry = &mut entries[*place.get()];
+                entry.since = entry.since.max(instant(since));
+                if !entry.reason.split(REASONS).any(|known| known == reason) {
+                    entry.reason = format!("{}{REASONS}{reason}", entry.reason);
+                }
+            }
+        }
+    }
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.since));
+    entries.truncate(most);
+    Ok(entries)
 }
 
 /// A scope as a key: the side's number and the scope's name.

@@ -13,13 +13,14 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::{
-    BothTurns, Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, Names, PARKED_FOR, PATIENCE, PURGE_STEP,
-    RESTING_FOR, Ready, SCOPES_AT_ONCE, ScopeKey, delivery_key, fold, instant, nanos, side_number, side_of,
+    ASIDE_OF_ONE, Aside, BothTurns, Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, Names, PARKED_FOR,
+    PATIENCE, PURGE_STEP, RESTING_FOR, Ready, SCOPES_AT_ONCE, ScopeKey, delivery_key, fold, instant, nanos,
+    one_for_each, side_number, side_of,
 };
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{
-    Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked, QueueStats, Remembered,
-    Scope, Settlement, Store, StoreError, Subject,
+    Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked, QueueStats, Queued,
+    Remembered, Scope, Settlement, Store, StoreError, Subject,
 };
 
 const MIGRATIONS: &[&str] = &[include_str!("migrations/postgres-1.sql")];
@@ -440,6 +441,13 @@ const PARK: &str = "
         parked_reason = CASE WHEN news = 1 THEN NULL ELSE $6 END,
         attempts = CASE WHEN news = 1 THEN 0 ELSE attempts END
     WHERE side = $1 AND scope = $2 AND native_id = $3 AND lease_token = $4";
+
+/// The columns of the candidates for a lease, and what only people ask for.
+const QUEUED: &str = "
+    SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
+        leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at,
+        side, scope, live, parked_reason, parked_at
+    FROM jobs WHERE side = $1 AND scope = $2 AND native_id = $3";
 
 fn ready_of(row: &PgRow) -> Result<(ScopeKey, Ready), sqlx::Error> {
     let gathered = |at: usize| {
@@ -929,40 +937,68 @@ impl Store for PostgresStore {
         rows.into_iter().map(hold).collect::<Result<_, _>>().map_err(failed)
     }
 
+    async fn queued(&self, subject: &Subject) -> Result<Option<Queued>, StoreError> {
+        let query = sqlx::query(QUEUED)
+            .bind(side_number(subject.side))
+            .bind(text(&subject.scope))
+            .bind(text(&subject.native_id));
+        let Some(row) = patient(query.fetch_optional(&self.pool)).await? else { return Ok(None) };
+        let (_, ready) = ready_of(&row).map_err(failed)?;
+        let reason: Option<String> = row.try_get(18).map_err(failed)?;
+        let at: Option<i64> = row.try_get(19).map_err(failed)?;
+        Ok(Some(ready.queued(subject.clone(), reason.map(plain).zip(at.map(instant)))))
+    }
+
     async fn parked(&self, most_rows: usize) -> Result<Vec<Parked>, StoreError> {
         let query = sqlx::query(
-            "SELECT side, scope, native_id, parked_reason, parked_at AS since FROM jobs
-             WHERE parked_reason IS NOT NULL
-             UNION ALL SELECT 0::smallint, tenant_id, incident_id, parked, updated_at FROM links
-             WHERE parked IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs WHERE side = 0
-                 AND scope = tenant_id AND native_id = incident_id AND parked_reason IS NOT NULL)
+            "SELECT side, scope, native_id, parked_reason, parked_at AS since,
+                 (SELECT tenant_id FROM links WHERE side = 1 AND workspace = scope AND sentinel_id = native_id
+                     ORDER BY tenant_id, incident_id LIMIT 1),
+                 (SELECT incident_id FROM links WHERE side = 1 AND workspace = scope AND sentinel_id = native_id
+                     ORDER BY tenant_id, incident_id LIMIT 1), false
+             FROM jobs WHERE parked_reason IS NOT NULL
+             UNION ALL SELECT 0::smallint, tenant_id, incident_id, parked, updated_at, NULL, NULL, true FROM links
+             WHERE parked IS NOT NULL
              ORDER BY since DESC LIMIT $1",
         )
-        .bind(most(most_rows));
+        .bind(most(most_rows.saturating_mul(ASIDE_OF_ONE)));
         let rows = patient(query.fetch_all(&self.pool)).await?;
-        let parked = |row: PgRow| {
-            let side: i16 = row.try_get(0).map_err(failed)?;
-            let subject = Subject {
-                side: side_of(side)?,
-                scope: plain(row.try_get(1).map_err(failed)?),
-                native_id: plain(row.try_get(2).map_err(failed)?),
-            };
-            let since = instant(row.try_get(4).map_err(failed)?);
-            Ok(Parked { subject, reason: plain(row.try_get(3).map_err(failed)?), since })
+        let aside = |row: PgRow| {
+            let incident: Option<(String, String)> =
+                row.try_get::<Option<String>, _>(5)?.zip(row.try_get::<Option<String>, _>(6)?);
+            Ok(Aside {
+                side: row.try_get(0)?,
+                scope: plain(row.try_get(1)?),
+                native_id: plain(row.try_get(2)?),
+                reason: plain(row.try_get(3)?),
+                since: row.try_get(4)?,
+                incident: incident.map(|(tenant, incident)| (plain(tenant), plain(incident))),
+                link: row.try_get(7)?,
+            })
         };
-        rows.into_iter().map(parked).collect()
+        let aside = rows.into_iter().map(aside).collect::<Result<_, _>>().map_err(failed)?;
+        one_for_each(aside, most_rows)
     }
 
     async fn unpark(&self, subject: &Subject, now: OffsetDateTime) -> Result<bool, StoreError> {
         let Subject { side, scope, native_id } = subject;
-        let links = match side {
-            Side::Defender => {
-                "UPDATE links SET parked = NULL WHERE tenant_id = $1 AND incident_id = $2 AND parked IS NOT NULL"
-            }
-            Side::Sentinel => {
-                "UPDATE links SET parked = NULL WHERE workspace = $1 AND sentinel_id = $2 AND parked IS NOT NULL"
-            }
+        let (others, links) = match side {
+            Side::Defender => (
+                "side = 1 AND (scope, native_id) IN (SELECT workspace, sentinel_id FROM links
+                    WHERE tenant_id = $2 AND incident_id = $3)",
+                "tenant_id = $1 AND incident_id = $2",
+            ),
+            Side::Sentinel => (
+                "side = 0 AND (scope, native_id) IN (SELECT tenant_id, incident_id FROM links
+                    WHERE workspace = $2 AND sentinel_id = $3)",
+                "workspace = $1 AND sentinel_id = $2",
+            ),
         };
+        let rows = format!(
+            "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = $4, live = 1
+             WHERE parked_reason IS NOT NULL AND ((side = $1 AND scope = $2 AND native_id = $3) OR ({others}))"
+        );
+        let links = format!("UPDATE links SET parked = NULL WHERE {links} AND parked IS NOT NULL");
         let hint = Hint { subject: subject.clone(), version: None, source: "unpark".to_owned() };
         let hint = Waiting {
             hints: fold(vec![hint])?,
@@ -973,24 +1009,21 @@ impl Store for PostgresStore {
         let unparked = async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            let row = sqlx::query(
-                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = $4, live = 1
-                 WHERE side = $1 AND scope = $2 AND native_id = $3 AND parked_reason IS NOT NULL",
-            )
-            .bind(side_number(*side))
-            .bind(text(scope))
-            .bind(text(native_id))
-            .bind(nanos(now))
-            .execute(&mut *transaction)
-            .await?
-            .rows_affected();
-            let links = sqlx::query(links).bind(text(scope)).bind(text(native_id));
+            let rows = sqlx::query(AssertSqlSafe(rows))
+                .bind(side_number(*side))
+                .bind(text(scope))
+                .bind(text(native_id))
+                .bind(nanos(now))
+                .execute(&mut *transaction)
+                .await?
+                .rows_affected();
+            let links = sqlx::query(AssertSqlSafe(links)).bind(text(scope)).bind(text(native_id));
             let links = links.execute(&mut *transaction).await?.rows_affected();
             if links > 0 {
                 try_group(&mut transaction, std::slice::from_ref(&hint)).await?;
             }
             transaction.commit().await?;
-            Ok(row + links > 0)
+            Ok(rows + links > 0)
         };
         patient(unparked).await
     }
@@ -998,10 +1031,18 @@ impl Store for PostgresStore {
     async fn queue_stats(&self) -> Result<QueueStats, StoreError> {
         let query = sqlx::query(
             "SELECT (SELECT count(*) FROM jobs WHERE wanted > done AND parked_reason IS NULL),
-                 (SELECT count(*) FROM jobs WHERE parked_reason IS NOT NULL)
-                 + (SELECT count(*) FROM links WHERE parked IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs
-                     WHERE side = 0 AND scope = tenant_id AND native_id = incident_id
-                         AND parked_reason IS NOT NULL)),
+                 -- As `parked` lists them: each incident once.
+                 (SELECT count(*) FROM jobs AS one WHERE parked_reason IS NOT NULL AND NOT (side = 1
+                     AND EXISTS (SELECT 1 FROM links JOIN jobs AS other ON other.side = 0
+                         AND other.scope = tenant_id AND other.native_id = incident_id
+                         AND other.parked_reason IS NOT NULL
+                     WHERE workspace = one.scope AND sentinel_id = one.native_id)))
+                 + (SELECT count(*) FROM (SELECT DISTINCT tenant_id, incident_id FROM links
+                     WHERE parked IS NOT NULL
+                     AND NOT EXISTS (SELECT 1 FROM jobs WHERE side = 0 AND scope = tenant_id
+                         AND native_id = incident_id AND parked_reason IS NOT NULL)
+                     AND NOT EXISTS (SELECT 1 FROM jobs WHERE side = 1 AND scope = workspace
+                         AND native_id = sentinel_id AND parked_reason IS NOT NULL)) AS linked),
                  (SELECT min(COALESCE(leased_first, first_hint_at)) FROM jobs
                   WHERE wanted > done AND parked_reason IS NULL)",
         );

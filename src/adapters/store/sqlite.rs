@@ -15,13 +15,14 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
-    BothTurns, Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, Names, PARKED_FOR, PATIENCE, PURGE_STEP,
-    RESTING_FOR, Ready, SCOPES_AT_ONCE, ScopeKey, delivery_key, fold, instant, nanos, side_number, side_of,
+    ASIDE_OF_ONE, Aside, BothTurns, Folded, Gathered, MOST_IN_A_COMMIT, MOST_WAITING, Names, PARKED_FOR,
+    PATIENCE, PURGE_STEP, RESTING_FOR, Ready, SCOPES_AT_ONCE, ScopeKey, delivery_key, fold, instant, nanos,
+    one_for_each, side_number, side_of,
 };
 use crate::domain::model::{LinkKey, Side};
 use crate::ports::{
-    Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked, QueueStats, Remembered,
-    Scope, Settlement, Store, StoreError, Subject,
+    Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked, QueueStats, Queued,
+    Remembered, Scope, Settlement, Store, StoreError, Subject,
 };
 
 const MIGRATIONS: &[&str] = &[include_str!("migrations/sqlite-1.sql")];
@@ -380,6 +381,13 @@ const READY: &str = "
     FROM jobs INDEXED BY jobs_ready
     WHERE wanted > done AND parked_reason IS NULL AND live = ?5 AND side = ?1 AND scope = ?2 AND ready_at <= ?3
     ORDER BY ready_at, native_id LIMIT ?4";
+
+/// The columns of [`READY`], and what only people ask for.
+const QUEUED: &str = "
+    SELECT native_id, wanted, done, attempts, served_at, ready_at, lease_token IS NOT NULL,
+        leased_named, leased_version, leased_sources, leased_first, named, version, sources, first_hint_at, live,
+        parked_reason, parked_at
+    FROM jobs WHERE side = ?1 AND scope = ?2 AND native_id = ?3";
 
 const LEASE: &str = "
     UPDATE jobs SET lease_token = ?4, ready_at = ?5, attempts = ?6,
@@ -892,23 +900,37 @@ impl Store for SqliteStore {
         .await
     }
 
+    async fn queued(&self, subject: &Subject) -> Result<Option<Queued>, StoreError> {
+        let subject = subject.clone();
+        self.read(move |connection| {
+            let Subject { side, scope, native_id } = &subject;
+            let found = row(connection, QUEUED, params![side_number(*side), scope, native_id], |row| {
+                Ok((ready_of(row)?, row.get::<_, Option<String>>(16)?, row.get::<_, Option<i64>>(17)?))
+            })?;
+            Ok(found.map(|(ready, reason, at)| ready.queued(subject, reason.zip(at.map(instant)))))
+        })
+        .await
+    }
+
     async fn parked(&self, most_rows: usize) -> Result<Vec<Parked>, StoreError> {
         self.read(move |connection| {
             let sql = "
-                SELECT side, scope, native_id, parked_reason, parked_at AS since FROM jobs
-                WHERE parked_reason IS NOT NULL
-                UNION ALL SELECT 0, tenant_id, incident_id, parked, updated_at FROM links
-                WHERE parked IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs WHERE side = 0
-                    AND scope = tenant_id AND native_id = incident_id AND parked_reason IS NOT NULL)
+                SELECT side, scope, native_id, parked_reason, parked_at AS since,
+                    (SELECT tenant_id FROM links WHERE side = 1 AND workspace = scope AND sentinel_id = native_id
+                        ORDER BY tenant_id, incident_id LIMIT 1),
+                    (SELECT incident_id FROM links WHERE side = 1 AND workspace = scope AND sentinel_id = native_id
+                        ORDER BY tenant_id, incident_id LIMIT 1), 0
+                FROM jobs WHERE parked_reason IS NOT NULL
+                UNION ALL SELECT 0, tenant_id, incident_id, parked, updated_at, NULL, NULL, 1 FROM links
+                WHERE parked IS NOT NULL
                 ORDER BY since DESC LIMIT ?1";
-            let found = rows(connection, sql, params![most(most_rows)], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+            let found = rows(connection, sql, params![most(most_rows.saturating_mul(ASIDE_OF_ONE))], |row| {
+                let incident = row.get::<_, Option<String>>(5)?.zip(row.get(6)?);
+                let (side, scope, native_id) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                let (reason, since, link) = (row.get(3)?, row.get(4)?, row.get(7)?);
+                Ok(Aside { side, scope, native_id, reason, since, incident, link })
             })?;
-            let parked = |(side, scope, native_id, reason, since)| {
-                let subject = Subject { side: side_of(side)?, scope, native_id };
-                Ok(Parked { subject, reason, since: instant(since) })
-            };
-            found.into_iter().map(parked).collect()
+            one_for_each(found, most_rows)
         })
         .await
     }
@@ -917,28 +939,31 @@ impl Store for SqliteStore {
         let (subject, now) = (subject.clone(), nanos(now));
         self.write(move |connection| {
             let Subject { side, scope, native_id } = &subject;
-            let row = execute(
-                connection,
-                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = ?4, live = 1
-                 WHERE side = ?1 AND scope = ?2 AND native_id = ?3 AND parked_reason IS NOT NULL",
-                params![side_number(*side), scope, native_id, now],
-            )?;
-            let sql = match side {
-                Side::Defender => {
-                    "UPDATE links SET parked = NULL
-                     WHERE tenant_id = ?1 AND incident_id = ?2 AND parked IS NOT NULL"
-                }
-                Side::Sentinel => {
-                    "UPDATE links SET parked = NULL
-                     WHERE workspace = ?1 AND sentinel_id = ?2 AND parked IS NOT NULL"
-                }
+            let (others, links) = match side {
+                Side::Defender => (
+                    "side = 1 AND (scope, native_id) IN (SELECT workspace, sentinel_id FROM links
+                        WHERE tenant_id = ?2 AND incident_id = ?3)",
+                    "tenant_id = ?1 AND incident_id = ?2",
+                ),
+                Side::Sentinel => (
+                    "side = 0 AND (scope, native_id) IN (SELECT tenant_id, incident_id FROM links
+                        WHERE workspace = ?2 AND sentinel_id = ?3)",
+                    "workspace = ?1 AND sentinel_id = ?2",
+                ),
             };
-            let links = execute(connection, sql, params![scope, native_id])?;
+            let sql = format!(
+                "UPDATE jobs SET parked_reason = NULL, attempts = 0, ready_at = ?4, live = 1
+                 WHERE parked_reason IS NOT NULL
+                     AND ((side = ?1 AND scope = ?2 AND native_id = ?3) OR ({others}))"
+            );
+            let rows = execute(connection, &sql, params![side_number(*side), scope, native_id, now])?;
+            let sql = format!("UPDATE links SET parked = NULL WHERE {links} AND parked IS NOT NULL");
+            let links = execute(connection, &sql, params![scope, native_id])?;
             if links > 0 {
                 let hint = Hint { subject: subject.clone(), version: None, source: "unpark".to_owned() };
                 fold(vec![hint])?.iter().try_for_each(|hint| remember(connection, hint, now))?;
             }
-            Ok(row + links > 0)
+            Ok(rows + links > 0)
         })
         .await
     }
@@ -947,10 +972,18 @@ impl Store for SqliteStore {
         self.read(|connection| {
             let sql = "
                 SELECT (SELECT count(*) FROM jobs WHERE wanted > done AND parked_reason IS NULL),
-                    (SELECT count(*) FROM jobs WHERE parked_reason IS NOT NULL)
-                    + (SELECT count(*) FROM links WHERE parked IS NOT NULL AND NOT EXISTS (SELECT 1 FROM jobs
-                        WHERE side = 0 AND scope = tenant_id AND native_id = incident_id
-                            AND parked_reason IS NOT NULL)),
+                    -- As `parked` lists them: each incident once.
+                    (SELECT count(*) FROM jobs AS one WHERE parked_reason IS NOT NULL AND NOT (side = 1
+                        AND EXISTS (SELECT 1 FROM links JOIN jobs AS other ON other.side = 0
+                            AND other.scope = tenant_id AND other.native_id = incident_id
+                            AND other.parked_reason IS NOT NULL
+                        WHERE workspace = one.scope AND sentinel_id = one.native_id)))
+                    + (SELECT count(*) FROM (SELECT DISTINCT tenant_id, incident_id FROM links
+                        WHERE parked IS NOT NULL
+                        AND NOT EXISTS (SELECT 1 FROM jobs WHERE side = 0 AND scope = tenant_id
+                            AND native_id = incident_id AND parked_reason IS NOT NULL)
+                        AND NOT EXISTS (SELECT 1 FROM jobs WHERE side = 1 AND scope = workspace
+                            AND native_id = sentinel_id AND parked_reason IS NOT NULL))),
                     (SELECT min(COALESCE(leased_first, first_hint_at)) FROM jobs
                      WHERE wanted > done AND parked_reason IS NULL)";
             let stats = row(connection, sql, [], |row| {
