@@ -12,8 +12,7 @@ use lockstep::domain::plan::Intent;
 use lockstep::domain::policy::{Direction, Field, FieldPolicy, Policy, Winner};
 use lockstep::ports::{Clock, Hold, JournalEntry};
 
-use crate::sweeps::Stage;
-use crate::world::key;
+use crate::sweeps::{Stage, key};
 
 fn comparison(stage: &Stage, policy: Policy) -> Comparison {
     Comparison {

@@ -30,8 +30,9 @@ use crate::store::Memory;
 /// A running application. Dropping it is `kill -9`.
 pub(crate) struct App {
     pub(crate) fuse: Arc<Fuse>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: Vec<AbortOnDropHandle<()>>,
     _wake: Arc<Notify>,
-    _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 /// A route's name, its tenant, and its workspace's resource id.
@@ -160,7 +161,7 @@ impl House {
                 Sweeper { store: store.clone(), routes, clock, metrics, options: SweepOptions::default() };
             tasks.push(spawn(sweeper.run(stop.clone())));
         }
-        App { fuse, _wake: wake, _tasks: tasks }
+        App { fuse, stop, tasks, _wake: wake }
     }
 
     /// The sweep's hints, now: every link is looked at thoroughly.

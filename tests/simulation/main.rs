@@ -1,5 +1,6 @@
-//! The application over fakes that remember, lag, refuse and lose answers, under a paused clock: random worlds first,
-//! then a few stories. `LOCKSTEP_SEEDS=2000` runs more worlds, `LOCKSTEP_SEED=42` one.
+//! The application over the emulator's world in process, where notifications and calls are lost, late and doubled and
+//! reads lag, under a paused clock: random lives, then a few stories. `LOCKSTEP_SEEDS=2000` lives more, `LOCKSTEP_SEED=42`
+//! one. Lists of ten thousand are a shelf of their own: the sweep, the drift report and the backfill go over them.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -12,10 +13,7 @@ mod people;
 mod plant;
 mod sayings;
 mod seeds;
-mod sides;
 mod store;
 mod stories;
 mod sweeps;
 mod truth;
-mod world;
-mod worlds;

@@ -81,7 +81,9 @@ pub(crate) struct Plant {
     pub(crate) panics: u32,
     /// Graph's incidents per page, where it is not the usual number.
     pub(crate) page: usize,
+    /// Calls that are about one incident, and all others, which are the polls'.
     pub(crate) calls: u64,
+    pub(crate) polls: u64,
     pub(crate) writes: u64,
     /// Who is told of changes: by subscription, by playbook.
     pub(crate) graph_tells: bool,
@@ -198,6 +200,7 @@ impl Plant {
             panics: 0,
             page: 50,
             calls: 0,
+            polls: 0,
             writes: 0,
             graph_tells: false,
             playbooks_tell: false,
@@ -704,7 +707,7 @@ impl Plug {
             let message = "our own budget is spent for now".to_owned();
             self.failure(Class::Retry { wait: Some(wait) }, "budget", message, Effect::None)
         })?;
-        let (latency, fate) = self.shared.with(|plant, now| plant.road(self, write, now));
+        let (latency, fate) = self.shared.with(|plant, now| plant.road(self, (write, poll), now));
         tokio::time::sleep(latency).await;
         match fate {
             Fate::Through => Ok(()),
@@ -760,8 +763,12 @@ impl Plug {
 
 impl Plant {
     /// What becomes of a call on its way, and how long the way is.
-    fn road(&mut self, plug: &Plug, write: bool, now: OffsetDateTime) -> (Duration, Fate) {
-        self.calls += 1;
+    fn road(&mut self, plug: &Plug, (write, poll): (bool, bool), now: OffsetDateTime) -> (Duration, Fate) {
+        if poll {
+            self.polls += 1;
+        } else {
+            self.calls += 1;
+        }
         let latency = Duration::from_millis(10 + self.rng.u64(0..90));
         let latency = self.slow.get(&plug.scope).copied().unwrap_or(latency);
         if plug.side == Side::Defender {
@@ -805,138 +812,106 @@ impl Plant {
     }
 }
 
-#[async_trait]
-impl Defender for Plug {
-    async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
-        // A read is no work on the link: the winner's job reads the loser.
-        self.arrive(false, false).await?;
-        let answer = self.shared.with(|plant, now| {
-            let p = plant.faults.stale;
-            let stale = plant.lags(Side::Defender, id, p, now);
-            (plant.defender(&self.scope, id, stale, now), stale)
-        });
-        let (answer, stale) = answer;
-        let answer = match answer {
-            Ok((_, body)) => {
-                let incident = self.unreadable(graph::incident(body.to_string().as_bytes()))?;
-                self.shared.with(|plant, now| {
-                    plant.shown.insert((self.app, id.to_owned()), incident.clone());
-                    let mark = if stale { " (lags)" } else { "" };
-                    plant.tell(
-                        now,
-                        format!(
-                            "  GET defender {id} ({}): {}{mark}",
-                            self.app,
-                            brief_defender(&incident.says)
-                        ),
-                    );
-                });
-                Ok(Some(incident))
-            }
+impl Plug {
+    /// Asks: the way there, what the service says, the way back. `None` is a 404.
+    ///
+    /// A read is no work on the link: the winner's job reads the loser.
+    async fn ask<T>(
+        &self,
+        poll: bool,
+        ask: impl FnOnce(&mut Plant, OffsetDateTime) -> Result<Result<T, String>, Refusal>,
+    ) -> Result<Option<T>, Failure> {
+        self.arrive(false, poll).await?;
+        let answer = match self.shared.with(ask) {
+            Ok(read) => Ok(Some(self.unreadable(read)?)),
             Err(refusal) if refusal.status == 404 => Ok(None),
             Err(refusal) => Err(self.refused(&refusal, false)),
         };
         self.answer(answer).await
     }
 
-    async fn changed_since(
+    /// Asks for a page of a list, with what lags left out.
+    async fn page<T>(
         &self,
-        since: OffsetDateTime,
-        next: Option<&str>,
-    ) -> Result<Page<DefenderIncident>, Failure> {
-        self.arrive(false, true).await?;
-        let answer = self.shared.with(|plant, now| {
-            let options = match next {
-                Some(next) => of_link(next),
-                None => {
-                    let filter = format!("lastUpdateDateTime ge {}", format_instant(since));
-                    options(&[("$filter", filter), ("$top", plant.page.to_string())])
-                }
-            };
-            let app = plant.app.clone();
-            let mut answer = plant.tenant((&app, &self.scope), now, |tenant, moment| {
-                tenant.list_incidents(&Plant::query(options, false), moment)
-            });
-            if let Ok((_, page)) = &mut answer {
-                plant.hide(Side::Defender, page, "id", now);
-            }
-            answer
+        id: &'static str,
+        list: impl FnOnce(&mut Plant, OffsetDateTime) -> Answer,
+        read: impl FnOnce(&[u8]) -> Result<Page<T>, String>,
+    ) -> Result<Page<T>, Failure> {
+        let page = self.ask(true, |plant, now| {
+            let (_, mut page) = list(plant, now)?;
+            plant.hide(self.side, &mut page, id, now);
+            Ok(read(page.to_string().as_bytes()))
         });
-        let answer = match answer {
-            Ok((_, body)) => Ok(self.unreadable(graph::page(body.to_string().as_bytes()))?),
-            Err(refusal) => Err(self.refused(&refusal, false)),
-        };
-        self.answer(answer).await
+        Ok(page.await?.expect("the place is there"))
     }
 
-    async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {
+    /// Sends: the way there, what the service makes of it, the way back.
+    async fn send<T>(
+        &self,
+        id: &str,
+        land: impl FnOnce(&mut Plant, OffsetDateTime, bool) -> Answer + Send + 'static,
+        read: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Result<T, Failure> {
         let _call = self.begin(id);
         self.arrive(true, false).await?;
-        let seen = self.shared.with(|plant, _| plant.shown.get(&(self.app, id.to_owned())).cloned());
-        let body = graph::patch(patch);
-        let (scope, other, id, disk) =
-            (self.scope.clone(), self.other.clone(), id.to_owned(), self.shared.disk.clone());
-        let land = move |plant: &mut Plant, now, late| {
-            let name = twin_id(&key(&scope, &id, &other));
-            let before = plant.defender_face(&scope, &id, now);
-            let app = plant.app.clone();
-            let value: Value = serde_json::from_slice(&body).expect("we send JSON");
-            let answer = plant.tenant((&app, &scope), now, |tenant, moment| {
-                tenant.patch_incident(&id, &value, &Plant::query(Vec::new(), false), moment)
-            });
-            let (after, other) =
-                (plant.defender_face(&scope, &id, now), plant.sentinel_face(&other, &name, now));
-            let one_open = plant.one_open();
-            let mut told = Vec::new();
-            if let (Ok(_), Some(before), Some(after)) = (&answer, &before, &after) {
-                plant.writes += 1;
-                let seen = seen.map(|seen| Face::of_defender(&seen.says, one_open));
-                let disk = disk.lock().unwrap();
-                let faces = (before, after);
-                let at = (id.as_str(), Side::Defender);
-                told = plant.truth.wrote(at, faces, other.as_ref(), seen.as_ref(), &disk, (late, one_open));
-            }
-            let outcome = answer.as_ref().map_or_else(|r| r.message.clone(), |_| told.join("; "));
-            plant.tell(now, format!("  PATCH defender {id} {value}: {outcome}"));
-            answer
-        };
         let answer = match self.write(land).await {
             None => return Err(self.timeout()),
-            Some(Ok((_, body))) => Ok(self.unreadable(graph::incident(body.to_string().as_bytes()))?),
+            Some(Ok((_, body))) => Ok(self.unreadable(read(body.to_string().as_bytes()))?),
             Some(Err(refusal)) => Err(self.refused(&refusal, true)),
         };
         self.answer(answer).await
     }
 
-    async fn comment(&self, id: &str, text: &str) -> Result<Vec<DefenderComment>, Failure> {
-        let _call = self.begin(id);
-        self.arrive(true, false).await?;
-        let body: Value = serde_json::from_slice(&graph::new_comment(text)).expect("we send JSON");
-        let (scope, id) = (self.scope.clone(), id.to_owned());
-        let land = move |plant: &mut Plant, now, _| {
-            let app = plant.app.clone();
-            let answer = plant.tenant((&app, &scope), now, |tenant, moment| {
-                tenant.comment(false, &id, &body, &Plant::query(Vec::new(), false), moment)
-            });
-            plant.writes += u64::from(answer.is_ok());
-            let outcome = answer.as_ref().map_or_else(|refusal| refusal.message.clone(), |_| String::new());
-            plant.tell(now, format!("  POST comment defender {id} {body}: {outcome}"));
-            answer
-        };
-        let answer = match self.write(land).await {
-            None => return Err(self.timeout()),
-            Some(Ok((_, body))) => Ok(self.unreadable(graph::commented(body.to_string().as_bytes()))?),
-            Some(Err(refusal)) => Err(self.refused(&refusal, true)),
-        };
-        self.answer(answer).await
-    }
-
-    async fn update_alert(&self, _: &str, _: &AlertPatch) -> Result<(), Failure> {
-        unreachable!("no route here lets alerts follow")
+    /// The tenant and the workspace.
+    fn places(&self) -> (String, String) {
+        match self.side {
+            Side::Defender => (self.scope.clone(), self.other.clone()),
+            Side::Sentinel => (self.other.clone(), self.scope.clone()),
+        }
     }
 }
 
 impl Plant {
+    /// A write of the application takes effect. What it changed is held against what people did.
+    fn land(
+        &mut self,
+        (tenant, place, id, side): (&str, &str, &str, Side),
+        seen: Option<&Face>,
+        (now, late): (OffsetDateTime, bool),
+        act: impl FnOnce(&mut Self) -> Answer,
+    ) -> Answer {
+        let name = twin_id(&key(tenant, id, place));
+        let faces = |plant: &mut Self| {
+            let (d, s) = (plant.defender_face(tenant, id, now), plant.sentinel_face(place, &name, now));
+            if side == Side::Defender { (d, s) } else { (s, d) }
+        };
+        let before = faces(self).0;
+        let answer = act(self);
+        let outcome = match (&answer, faces(self)) {
+            (Ok(_), (Some(after), other)) => {
+                self.writes += 1;
+                let (disk, one_open) = (self.disk.clone(), self.one_open());
+                let change = (before.as_ref().unwrap_or(&after), &after);
+                let disk = disk.lock().unwrap();
+                let told =
+                    self.truth.wrote((id, side), change, other.as_ref(), seen, &disk, (late, one_open));
+                told.join("; ")
+            }
+            (Err(refusal), _) => refusal.message.clone(),
+            (Ok(_), (None, _)) => String::new(),
+        };
+        self.tell(now, format!("  write {side} {id}: {outcome}"));
+        answer
+    }
+
+    /// A comment of the application arrives.
+    fn noted(&mut self, now: OffsetDateTime, what: &str, body: &Value, answer: Answer) -> Answer {
+        self.writes += u64::from(answer.is_ok());
+        let outcome = answer.as_ref().map_or_else(|refusal| refusal.message.clone(), |_| String::new());
+        self.tell(now, format!("  {what} {body}: {outcome}"));
+        answer
+    }
+
     /// Takes out of a page what a lagging list does not show yet.
     fn hide(&mut self, side: Side, page: &mut Value, id: &str, now: OffsetDateTime) {
         let p = self.faults.list_lags;
@@ -946,37 +921,101 @@ impl Plant {
     }
 }
 
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).expect("we send JSON")
+}
+
+fn bare_query() -> Query {
+    Plant::query(Vec::new(), false)
+}
+
+#[async_trait]
+impl Defender for Plug {
+    async fn incident(&self, id: &str) -> Result<Option<DefenderIncident>, Failure> {
+        self.ask(false, |plant, now| {
+            let p = plant.faults.stale;
+            let stale = plant.lags(self.side, id, p, now);
+            let (_, body) = plant.defender(&self.scope, id, stale, now)?;
+            let read = graph::incident(body.to_string().as_bytes());
+            if let Ok(incident) = &read {
+                plant.shown.insert((self.app, id.to_owned()), incident.clone());
+                let (says, lags) = (brief_defender(&incident.says), if stale { " (lags)" } else { "" });
+                plant.tell(now, format!("  GET defender {id} ({}): {says}{lags}", self.app));
+            }
+            Ok(read)
+        })
+        .await
+    }
+
+    async fn changed_since(
+        &self,
+        since: OffsetDateTime,
+        next: Option<&str>,
+    ) -> Result<Page<DefenderIncident>, Failure> {
+        let list = |plant: &mut Plant, now| {
+            let options = match next {
+                Some(next) => of_link(next),
+                None => {
+                    let filter = format!("lastUpdateDateTime ge {}", format_instant(since));
+                    options(&[("$filter", filter), ("$top", plant.page.to_string())])
+                }
+            };
+            let app = plant.app.clone();
+            plant.tenant((&app, &self.scope), now, |tenant, moment| {
+                tenant.list_incidents(&Plant::query(options, false), moment)
+            })
+        };
+        self.page("id", list, graph::page).await
+    }
+
+    async fn update(&self, id: &str, patch: &DefenderPatch) -> Result<DefenderIncident, Failure> {
+        let ((tenant, place), of, app) = (self.places(), id.to_owned(), self.app);
+        let body = json(&graph::patch(patch));
+        let land = move |plant: &mut Plant, now, late| {
+            let one_open = plant.one_open();
+            let seen = plant.shown.get(&(app, of.clone())).map(|s| Face::of_defender(&s.says, one_open));
+            plant.land((&tenant, &place, &of, Side::Defender), seen.as_ref(), (now, late), |plant| {
+                let app = plant.app.clone();
+                plant.tenant((&app, &tenant), now, |tenant, moment| {
+                    tenant.patch_incident(&of, &body, &bare_query(), moment)
+                })
+            })
+        };
+        self.send(id, land, graph::incident).await
+    }
+
+    async fn comment(&self, id: &str, text: &str) -> Result<Vec<DefenderComment>, Failure> {
+        let (scope, of, body) = (self.scope.clone(), id.to_owned(), json(&graph::new_comment(text)));
+        let land = move |plant: &mut Plant, now, _| {
+            let app = plant.app.clone();
+            let answer = plant.tenant((&app, &scope), now, |tenant, moment| {
+                tenant.comment(false, &of, &body, &bare_query(), moment)
+            });
+            plant.noted(now, &format!("POST comment defender {of}"), &body, answer)
+        };
+        self.send(id, land, graph::commented).await
+    }
+
+    async fn update_alert(&self, _: &str, _: &AlertPatch) -> Result<(), Failure> {
+        unreachable!("no route here lets alerts follow")
+    }
+}
+
 #[async_trait]
 impl Sentinel for Plug {
     async fn incident(&self, name: &str) -> Result<Option<SentinelIncident>, Failure> {
-        // A read is no work on the link: the winner's job reads the loser.
-        self.arrive(false, false).await?;
-        let (answer, stale) = self.shared.with(|plant, now| {
+        self.ask(false, |plant, now| {
             let p = plant.faults.stale;
-            let stale = plant.lags(Side::Sentinel, name, p, now);
-            (plant.sentinel(&self.scope, name, stale, now), stale)
-        });
-        let answer = match answer {
-            Ok((_, body)) => {
-                let incident = self.unreadable(arm::incident(body.to_string().as_bytes()))?;
-                self.shared.with(|plant, now| {
-                    let mark = if stale { " (lags)" } else { "" };
-                    plant.tell(
-                        now,
-                        format!(
-                            "  GET sentinel {} ({}): {}{mark}",
-                            &name[..8],
-                            self.app,
-                            brief_sentinel(&incident.says)
-                        ),
-                    );
-                });
-                Ok(Some(incident))
+            let stale = plant.lags(self.side, name, p, now);
+            let (_, body) = plant.sentinel(&self.scope, name, stale, now)?;
+            let read = arm::incident(body.to_string().as_bytes());
+            if let Ok(incident) = &read {
+                let (says, lags) = (brief_sentinel(&incident.says), if stale { " (lags)" } else { "" });
+                plant.tell(now, format!("  GET sentinel {} ({}): {says}{lags}", &name[..8], self.app));
             }
-            Err(refusal) if refusal.status == 404 => Ok(None),
-            Err(refusal) => Err(self.refused(&refusal, false)),
-        };
-        self.answer(answer).await
+            Ok(read)
+        })
+        .await
     }
 
     async fn changed_since(
@@ -984,8 +1023,7 @@ impl Sentinel for Plug {
         since: OffsetDateTime,
         next: Option<&str>,
     ) -> Result<Page<SentinelIncident>, Failure> {
-        self.arrive(false, true).await?;
-        let answer = self.shared.with(|plant, now| {
+        let list = |plant: &mut Plant, now| {
             let options = match next {
                 Some(next) => of_link(next),
                 None => options(&[
@@ -996,97 +1034,50 @@ impl Sentinel for Plug {
             };
             let app = plant.app.clone();
             let link = |token: &str| format!("https://arm.test/incidents?$skipToken={token}");
-            let mut answer = plant.workspace((&app, &self.scope), now, |place, moment| {
+            plant.workspace((&app, &self.scope), now, |place, moment| {
                 place.list_incidents(&options, false, &link, moment)
-            });
-            if let Ok((_, page)) = &mut answer {
-                plant.hide(Side::Sentinel, page, "name", now);
-            }
-            answer
-        });
-        let answer = match answer {
-            Ok((_, body)) => Ok(self.unreadable(arm::page(body.to_string().as_bytes()))?),
-            Err(refusal) => Err(self.refused(&refusal, false)),
+            })
         };
-        self.answer(answer).await
+        self.page("name", list, arm::page).await
     }
 
     async fn put(&self, name: &str, write: &SentinelWrite) -> Result<SentinelIncident, Failure> {
-        let _call = self.begin(name);
-        self.arrive(true, false).await?;
-        let body = arm::put(write);
-        let (scope, tenant, name, disk) =
-            (self.scope.clone(), self.other.clone(), name.to_owned(), self.shared.disk.clone());
+        let ((tenant, place), of, body) = (self.places(), name.to_owned(), json(&arm::put(write)));
         let land = move |plant: &mut Plant, now, late| {
-            let link = disk.lock().unwrap().links.values().find(|link| link.sentinel_id == name).cloned();
+            let link = plant.disk.lock().unwrap().links.values().find(|link| link.sentinel_id == of).cloned();
             let id = link.map(|link| link.key.incident_id).unwrap_or_default();
-            let before = plant.sentinel_face(&scope, &name, now);
-            let app = plant.app.clone();
-            let value: Value = serde_json::from_slice(&body).expect("we send JSON");
-            let answer = plant
-                .workspace((&app, &scope), now, |place, moment| place.put_incident(&name, &value, moment));
-            let (after, other) =
-                (plant.sentinel_face(&scope, &name, now), plant.defender_face(&tenant, &id, now));
-            let one_open = plant.one_open();
-            let mut told = Vec::new();
-            if let (Ok(_), Some(after)) = (&answer, &after) {
-                plant.writes += 1;
-                let disk = disk.lock().unwrap();
-                let before = before.as_ref().unwrap_or(after);
-                let at = (id.as_str(), Side::Sentinel);
-                told = plant.truth.wrote(at, (before, after), other.as_ref(), None, &disk, (late, one_open));
-            }
-            let outcome = answer.as_ref().map_or_else(|r| r.message.clone(), |_| told.join("; "));
-            plant.tell(now, format!("  PUT sentinel {id}: {outcome}"));
-            answer
+            plant.land((&tenant, &place, &id, Side::Sentinel), None, (now, late), |plant| {
+                let app = plant.app.clone();
+                let put = |place: &mut Workspace, moment: &Moment<'_>| place.put_incident(&of, &body, moment);
+                plant.workspace((&app, &place), now, put)
+            })
         };
-        let answer = match self.write(land).await {
-            None => return Err(self.timeout()),
-            Some(Ok((_, body))) => Ok(self.unreadable(arm::incident(body.to_string().as_bytes()))?),
-            Some(Err(refusal)) => Err(self.refused(&refusal, true)),
-        };
-        self.answer(answer).await
+        self.send(name, land, arm::incident).await
     }
 
     async fn comments(&self, name: &str) -> Result<Vec<SentinelComment>, Failure> {
-        // A read is no work on the link: the winner's job reads the loser.
-        self.arrive(false, false).await?;
-        let answer = self.shared.with(|plant, now| {
+        let list = self.ask(false, |plant, now| {
             let app = plant.app.clone();
             let link = |token: &str| format!("https://arm.test/comments?$skipToken={token}");
-            plant.workspace((&app, &self.scope), now, |place, moment| {
+            let (_, body) = plant.workspace((&app, &self.scope), now, |place, moment| {
                 place.list_children(name, Child::Comment, &options(&[("$top", "100".into())]), &link, moment)
-            })
+            })?;
+            Ok(arm::comments(body.to_string().as_bytes()).map(|(list, _)| list))
         });
-        let answer = match answer {
-            Ok((_, body)) => Ok(self.unreadable(arm::comments(body.to_string().as_bytes()))?.0),
-            Err(refusal) if refusal.status == 404 => Ok(Vec::new()),
-            Err(refusal) => Err(self.refused(&refusal, false)),
-        };
-        self.answer(answer).await
+        Ok(list.await?.unwrap_or_default())
     }
 
     async fn put_comment(&self, name: &str, id: &str, message: &str) -> Result<SentinelComment, Failure> {
-        let _call = self.begin(name);
-        self.arrive(true, false).await?;
-        let body: Value = serde_json::from_slice(&arm::put_comment(message)).expect("we send JSON");
-        let (scope, name, id) = (self.scope.clone(), name.to_owned(), id.to_owned());
+        let (scope, of, id) = (self.scope.clone(), name.to_owned(), id.to_owned());
+        let body = json(&arm::put_comment(message));
         let land = move |plant: &mut Plant, now, _| {
             let app = plant.app.clone();
             let answer = plant.workspace((&app, &scope), now, |place, moment| {
-                place.put_child(&name, Child::Comment, &id, &body, moment)
+                place.put_child(&of, Child::Comment, &id, &body, moment)
             });
-            plant.writes += u64::from(answer.is_ok());
-            let outcome = answer.as_ref().map_or_else(|refusal| refusal.message.clone(), |_| String::new());
-            plant.tell(now, format!("  PUT comment sentinel {name} {id} {body}: {outcome}"));
-            answer
+            plant.noted(now, &format!("PUT comment sentinel {of} {id}"), &body, answer)
         };
-        let answer = match self.write(land).await {
-            None => return Err(self.timeout()),
-            Some(Ok((_, body))) => Ok(self.unreadable(arm::comment(body.to_string().as_bytes()))?),
-            Some(Err(refusal)) => Err(self.refused(&refusal, true)),
-        };
-        self.answer(answer).await
+        self.send(name, land, arm::comment).await
     }
 
     async fn put_bookmark(

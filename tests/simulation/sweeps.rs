@@ -18,9 +18,15 @@ use lockstep::ports::{Clock, Defender, LinkRecord, Page, Sentinel, Store};
 use time::OffsetDateTime;
 
 use crate::life::{Fuse, VirtualClock};
-use crate::sides::defender_says;
+use crate::plant;
 use crate::store::{Disk, Memory};
-use crate::world::{TENANT, WORKSPACE, key};
+
+const TENANT: &str = "tenant";
+const WORKSPACE: &str = "/subscriptions/s/workspaces/w";
+
+pub(crate) fn key(id: &str) -> LinkKey {
+    plant::key(TENANT, id, WORKSPACE)
+}
 
 /// Both sides as lists that are at rest unless a test says otherwise, with the calls counted.
 #[derive(Default)]
@@ -167,7 +173,18 @@ pub(crate) fn at_rest(number: u32, now: OffsetDateTime) -> (DefenderIncident, Se
     let updated = now - time::Duration::minutes(i64::from(number));
     let defender = DefenderIncident {
         id: id.clone(),
-        says: defender_says(),
+        says: DefenderSays {
+            title: Some("Ransom".into()),
+            description: Some("text".into()),
+            severity: DefenderSeverity::Low,
+            status: DefenderStatus::Active,
+            owner: None,
+            classification: DefenderClassification::Unknown,
+            determination: DefenderDetermination::Unknown,
+            resolving_comment: None,
+            tags: Vec::new(),
+            facts: None,
+        },
         created: Some(updated),
         updated,
         modified_by: None,
