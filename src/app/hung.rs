@@ -11,10 +11,12 @@ use crate::domain::comments::{self, CommentPlan, CommentsSeen, DefenderPost, Sen
 use crate::domain::digest::{self, Bookmark};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{
-    AlertPatch, DefenderClassification, DefenderIncident, DefenderPatch, DefenderStatus, Side,
+    AlertPatch, DefenderClassification, DefenderComment, DefenderIncident, DefenderPatch, DefenderStatus,
+    SentinelComment, Side,
 };
 use crate::domain::plan::{Hung, Outcome, Plan, Snapshot, alert_mark, format_instant, hash};
 use crate::domain::policy::{AlertMode, Follow, Policy};
+use crate::domain::text::{collapse, escape_html, html_to_plain, units};
 use crate::ports::{Held, JournalEntry};
 
 /// Room for text in one comment of Sentinel (`sentinel.md` §12: 30,000), less some for the frame.
@@ -207,8 +209,8 @@ impl Reconciler {
         }
         for history in histories {
             for (part, text) in history.parts.iter().enumerate() {
-                let what = format!("history/{}/{part}", history.incident_id);
-                hung.own.push((own_id(twin, &what), text.clone(), None));
+                let id = history_id(twin, &history.incident_id, history.first + part);
+                hung.own.push((id, text.clone(), None));
             }
         }
         hung.telling = telling(run.state.hung.follow.as_ref(), planned.defender.as_ref(), incident, policy);
@@ -240,11 +242,7 @@ impl Reconciler {
     }
 
     /// What is remembered of it before anything is sent, and the journal lines.
-    pub(crate) fn announce_hung(
-        &self,
-        run: &mut Run<'_>,
-        hung: &HungPlan,
-    ) -> Vec<JournalEntry> {
+    pub(crate) fn announce_hung(&self, run: &mut Run<'_>, hung: &HungPlan) -> Vec<JournalEntry> {
         run.state.hung.comments = hung.ledger.clone();
         run.state.hung.follow.clone_from(&hung.telling);
         let cause = run.cause.to_json();
@@ -573,9 +571,8 @@ fn telling(
     }
     let status = patch.and_then(|patch| patch.status.as_ref()).unwrap_or(&incident.says.status);
     // Whoever opens the incident again ends what its closing had begun.
-    let ended = |told: &AlertPatch| {
-        told.status.as_deref() == Some(RESOLVED) && *status != DefenderStatus::Resolved
-    };
+    let ended =
+        |told: &AlertPatch| told.status.as_deref() == Some(RESOLVED) && *status != DefenderStatus::Resolved;
     let before = before.filter(|told| !ended(told)).cloned();
     let now = patch.and_then(|patch| followed(patch, incident, policy));
     match (before, now) {
@@ -629,38 +626,56 @@ fn comment_policy(policy: &Policy, merged: bool) -> comments::CommentPolicy {
 /// What an incident that was merged into another leaves it to read.
 pub(crate) struct History {
     /// The incident.
-    pub(crate) incident_id: String,
-    /// Comments for the winner's twin, in order.
-    pub(crate) parts: Vec<String>,
+    incident_id: String,
+    /// How many comments of it the winner's twin has already.
+    first: usize,
+    /// Further comments for the winner's twin, in order.
+    parts: Vec<String>,
 }
 
 impl History {
-    /// The comments of people on both sides of the loser, each once, as HTML.
+    /// The comments of people on both sides of the loser, each once, as HTML. `there` are the comments of the winner's
+    /// twin: what a run that broke off has carried over stays as it is, or Defender would be told of it as an edit.
     pub(crate) fn of(
         incident_id: &str,
-        defender: &[crate::domain::model::DefenderComment],
-        sentinel: &[crate::domain::model::SentinelComment],
+        (defender, sentinel): (&[DefenderComment], &[SentinelComment]),
+        twin: &str,
+        there: &[SentinelComment],
     ) -> Option<Self> {
-        let said = comments::analysts(defender, sentinel);
+        let lines = |html: &str| -> Vec<String> {
+            let plain = html_to_plain(html);
+            plain.lines().map(collapse).filter(|line| !line.is_empty()).collect()
+        };
+        let carried = |part| there.iter().find(|comment| comment.name == history_id(twin, incident_id, part));
+        let (first, mut known) =
+            (0..).map_while(carried).fold((0, Vec::new()), |(count, mut known), comment| {
+                known.extend(lines(&comment.message));
+                (count + 1, known)
+            });
+        let mut said = comments::analysts(defender, sentinel);
+        said.retain(|html| {
+            let wanted = lines(html);
+            let at = known.windows(wanted.len().max(1)).position(|some| some == wanted);
+            at.map(|at| known.drain(at..at + wanted.len())).is_none()
+        });
         if said.is_empty() {
             return None;
         }
         let head = format!(
             "<p><b>Carried over from Defender incident {}, which was merged into this one</b></p>",
-            crate::domain::text::escape_html(incident_id)
+            escape_html(incident_id)
         );
         let mut parts: Vec<String> = Vec::new();
         for html in said {
             match parts.last_mut() {
-                Some(last)
-                    if crate::domain::text::units(last) + crate::domain::text::units(&html)
-                        <= DIGEST_UNITS =>
-                {
-                    last.push_str(&html);
-                }
+                Some(last) if units(last) + units(&html) <= DIGEST_UNITS => last.push_str(&html),
                 _ => parts.push(format!("{head}{html}")),
             }
         }
-        Some(Self { incident_id: incident_id.to_owned(), parts })
+        Some(Self { incident_id: incident_id.to_owned(), first, parts })
     }
+}
+
+fn history_id(twin: &str, loser: &str, part: usize) -> String {
+    own_id(twin, &format!("history/{loser}/{part}"))
 }

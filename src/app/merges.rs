@@ -9,7 +9,7 @@ use crate::app::hung::History;
 use crate::app::reconcile::{Reconciler, Run, retry, store_failure, twin_id};
 use crate::domain::failure::Failure;
 use crate::domain::mapping as map;
-use crate::domain::model::{DefenderStatus, LinkKey, Side};
+use crate::domain::model::{DefenderStatus, LinkKey, SentinelComment, Side};
 use crate::domain::plan::Snapshot;
 use crate::domain::policy::Policy;
 use crate::ports::{Hint, Subject};
@@ -118,6 +118,7 @@ impl Reconciler {
             return Ok((heirs, histories));
         }
         let losers = self.losers(run.key).await?;
+        let mut there = None;
         for loser in losers.into_iter().filter(|loser| !run.state.inherited.contains(loser)).take(AT_ONCE) {
             let key = LinkKey { incident_id: loser.clone(), ..run.key.clone() };
             let link = self.store.link(&key).await.map_err(store_failure)?;
@@ -131,7 +132,13 @@ impl Reconciler {
                 _ => Vec::new(),
             };
             let said = defender.as_ref().map(|d| d.comments.as_slice()).unwrap_or_default();
-            histories.extend(History::of(&loser, said, &comments));
+            if !(comments.is_empty() && said.is_empty()) {
+                let there = match &mut there {
+                    Some(there) => there,
+                    none => none.insert(self.comments_there(run, seen).await?),
+                };
+                histories.extend(History::of(&loser, (said, &comments), &run.link.sentinel_id, there));
+            }
             let tags = sentinel.iter().flat_map(|s| s.says.labels.iter().filter(|label| !label.auto));
             let tags = tags.map(|label| label.name.trim().to_owned());
             let tags = tags.chain(defender.iter().flat_map(|d| d.says.tags.iter().cloned()));
@@ -142,5 +149,13 @@ impl Reconciler {
             heirs.push(loser);
         }
         Ok((heirs, histories))
+    }
+
+    /// The comments of the winner's twin.
+    async fn comments_there(&self, run: &Run<'_>, seen: &Snapshot) -> Result<Vec<SentinelComment>, Failure> {
+        match seen.sentinel.as_ref().and_then(|sentinel| sentinel.comments_count) {
+            Some(0) => Ok(Vec::new()),
+            _ => run.route.sentinel.comments(&run.link.sentinel_id).await,
+        }
     }
 }

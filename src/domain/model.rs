@@ -351,7 +351,12 @@ pub struct AlertPatch {
     /// `classification` and `determination`.
     pub verdict: Option<(DefenderClassification, DefenderDetermination)>,
     /// `assignedTo`; the inner `None` unassigns.
-    #[serde(default, rename = "assigned_to", skip_serializing_if = "Option::is_none", deserialize_with = "said")]
+    #[serde(
+        default,
+        rename = "assigned_to",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "said"
+    )]
     pub owner: Option<Option<String>>,
 }
 

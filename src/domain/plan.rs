@@ -1040,7 +1040,8 @@ fn determination(
     }
     let base = Base::of(&seen.state, own, Field::Determination, d, s);
     let label = map::determination_label(&s.labels, own);
-    let known_closed = base.sentinel().filter(|s| s.status == SentinelStatus::Closed).map(|s| s.reason.clone());
+    let known_closed =
+        base.sentinel().filter(|s| s.status == SentinelStatus::Closed).map(|s| s.reason.clone());
     let known = base.map(|d, s| {
         let verdict = (d.classification.clone(), d.determination.clone());
         (verdict, map::determination_label(&s.labels, own))
