@@ -224,3 +224,26 @@ async fn equal_times_when_switched_on_never_run_backwards() {
     }
     assert!(equal > 0, "five writes within moments all have times of their own");
 }
+
+/// The requests of the published pages, as they stand: their enum values in Pascal case among them.
+#[tokio::test]
+async fn every_published_request_about_an_incident_or_an_alert_is_taken() {
+    let desk = Desk::open().await;
+    let token = desk.app_token("graph", "writer").await;
+    let id = desk.incident(fixture("graph/incident-get-expand-alerts.response.json")).await;
+    let path = format!("/security/incidents/{id}");
+    let expanded = desk.graph(&token, Method::GET, &format!("{path}?$expand=alerts"), Value::Null).await;
+    let alert = expanded.expect(200)["alerts"][0]["id"].as_str().expect("an alert").to_owned();
+    let alert = format!("/security/alerts_v2/{alert}");
+    for (name, method, path) in [
+        ("incident-update", Method::PATCH, path.clone()),
+        ("incident-resolve", Method::PATCH, path.clone()),
+        ("incident-reopen-and-unassign", Method::PATCH, path.clone()),
+        ("incident-comment-create", Method::POST, format!("{path}/comments")),
+        ("alert-update", Method::PATCH, alert.clone()),
+        ("alert-comment-create", Method::POST, format!("{alert}/comments")),
+    ] {
+        let reply = desk.graph(&token, method, &path, fixture(&format!("graph/{name}.request.json"))).await;
+        assert!((200..300).contains(&reply.status), "{name}: {} {}", reply.status, reply.text);
+    }
+}

@@ -2,6 +2,7 @@
 
 mod alerts;
 mod comments;
+mod examples;
 mod loop_model;
 mod owners;
 mod plan_laws;
