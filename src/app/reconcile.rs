@@ -917,6 +917,10 @@ impl Reconciler {
         let Some((mut state, again)) = agree(seen, planned, &landed) else {
             return Err(ours(Class::Retry { wait: None }, "a write has no answer".to_owned()));
         };
+        // A comment that slipped in before our PATCH hides behind its version, and only its answer shows it.
+        let comments = |incident: &Option<DefenderIncident>| incident.as_ref().map(|i| i.comments.len());
+        let again =
+            again || comments(&landed.defender).is_some_and(|now| Some(now) > comments(&seen.defender));
         if again && let Some(known) = &mut state.known {
             // What is remembered is not what the answered versions show. No hint and no read may take those versions
             // for old news.
