@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use lockstep::ports::Clock;
 use time::OffsetDateTime;
-use tokio::sync::Notify;
 
 /// Follows tokio's paused time.
 pub(crate) struct VirtualClock {
@@ -27,12 +26,11 @@ impl Clock for VirtualClock {
 pub(crate) struct Fuse {
     left: AtomicI64,
     dead: AtomicBool,
-    pub(crate) blown: Notify,
 }
 
 impl Fuse {
     pub(crate) fn new(calls: i64) -> Self {
-        Self { left: AtomicI64::new(calls), dead: AtomicBool::new(false), blown: Notify::new() }
+        Self { left: AtomicI64::new(calls), dead: AtomicBool::new(false) }
     }
 
     /// Lets a living application live on. False when it is dead.
@@ -45,10 +43,15 @@ impl Fuse {
         self.dead.load(Ordering::SeqCst)
     }
 
+    /// Ends the application here and now.
+    pub(crate) async fn blow(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        std::future::pending::<()>().await;
+    }
+
     pub(crate) async fn pass(&self) {
         if self.left.fetch_sub(1, Ordering::SeqCst) == 0 {
             self.dead.store(true, Ordering::SeqCst);
-            self.blown.notify_one();
         }
         if self.dead.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;

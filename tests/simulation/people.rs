@@ -27,6 +27,17 @@ const VERDICTS: [(&str, &str); 5] = [
     ("FalsePositive", "InaccurateData"),
 ];
 
+/// What people are up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// Everything there is.
+    Ordinary,
+    /// Both sides edit the same few fields at the same time.
+    Quarrel,
+    /// Mostly comments.
+    Talk,
+}
+
 /// One edit, chosen but not yet made, so that it can also be made later.
 #[derive(Clone, Debug)]
 pub(crate) enum Deed {
@@ -65,9 +76,14 @@ impl Deed {
     }
 
     /// Something that somebody does to one of these incidents.
-    pub(crate) fn choose(rng: &mut fastrand::Rng, ids: &[String]) -> Self {
+    pub(crate) fn choose(rng: &mut fastrand::Rng, ids: &[String], mood: Mood) -> Self {
         let (who, id) = (one_of(rng, &PEOPLE), ids[rng.usize(..ids.len())].clone());
-        match rng.u8(..100) {
+        let deed = match mood {
+            Mood::Ordinary => rng.u8(..100),
+            Mood::Quarrel => rng.u8(..68),
+            Mood::Talk => [rng.u8(68..91), rng.u8(..100)][usize::from(rng.u8(..4) == 0)],
+        };
+        match deed {
             0..34 => Self::in_defender(rng, who, id),
             34..68 => {
                 let edit = match rng.u8(..12) {

@@ -66,6 +66,15 @@ pub(crate) struct Faults {
 /// Somebody's change, waiting to slip in before the application's next write to that side.
 pub(crate) type Slip = Box<dyn FnOnce(&mut Plant, OffsetDateTime) + Send>;
 
+/// What becomes of a write whose sender dies before it hears of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fatal {
+    /// It was carried out.
+    Landed,
+    /// It is on its way, and arrives when the next application is at work.
+    UnderWay,
+}
+
 /// Both systems, what happened there, and who saw what.
 pub(crate) struct Plant {
     pub(crate) world: World,
@@ -73,6 +82,8 @@ pub(crate) struct Plant {
     pub(crate) sayings: Sayings,
     pub(crate) faults: Faults,
     pub(crate) slip: HashMap<Side, Slip>,
+    /// The next write to that side is its sender's last deed.
+    pub(crate) fatal: HashMap<Side, Fatal>,
     /// Until when a side refuses our token.
     pub(crate) barred: HashMap<Side, OffsetDateTime>,
     /// Scopes whose calls take this long.
@@ -85,6 +96,9 @@ pub(crate) struct Plant {
     pub(crate) calls: u64,
     pub(crate) polls: u64,
     pub(crate) writes: u64,
+    /// An alert joined between a read and our PATCH, whose answer shows none: it hides behind the version of our own
+    /// write, for the sweep to find.
+    pub(crate) behind: bool,
     /// Who is told of changes: by subscription, by playbook.
     pub(crate) graph_tells: bool,
     pub(crate) playbooks_tell: bool,
@@ -195,6 +209,7 @@ impl Plant {
             sayings: Sayings::default(),
             faults: Faults::default(),
             slip: HashMap::new(),
+            fatal: HashMap::new(),
             barred: HashMap::new(),
             slow: HashMap::new(),
             panics: 0,
@@ -202,6 +217,7 @@ impl Plant {
             calls: 0,
             polls: 0,
             writes: 0,
+            behind: false,
             graph_tells: false,
             playbooks_tell: false,
             told: Vec::new(),
@@ -734,30 +750,42 @@ impl Plug {
         if lost { Err(self.timeout()) } else { answer }
     }
 
-    /// A write: mostly now, sometimes after its sender has given it up.
+    /// A write: mostly now, sometimes after its sender has given it up, and sometimes that is dead by then.
     async fn write<T: Send + 'static>(
         &self,
         land: impl FnOnce(&mut Plant, OffsetDateTime, bool) -> T + Send + 'static,
     ) -> Option<T> {
-        let late = self.shared.with(|plant, now| {
+        let (fatal, late) = self.shared.with(|plant, now| {
             if let Some(slip) = plant.slip.remove(&self.side) {
                 slip(plant, now);
             }
-            let p = plant.faults.late;
-            plant.chance(p).then(|| Duration::from_millis(500 + plant.rng.u64(0..12_000)))
+            let fatal = plant.fatal.remove(&self.side);
+            let p = if fatal == Some(Fatal::UnderWay) { 1.0 } else { plant.faults.late };
+            (fatal, plant.chance(p).then(|| Duration::from_millis(500 + plant.rng.u64(0..12_000))))
         });
-        let Some(late) = late else { return Some(self.shared.with(|plant, now| land(plant, now, false))) };
-        let shared = self.shared.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(late).await;
-            shared.with(|plant, now| {
-                plant.tell(now, "  a request arrives that was given up:".into());
-                land(plant, now, true);
-            });
-        });
-        // Its sender waits as long as it usually does.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        None
+        let landed = match late {
+            None => Some(self.shared.with(|plant, now| land(plant, now, false))),
+            Some(late) => {
+                let shared = self.shared.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(late).await;
+                    shared.with(|plant, now| {
+                        plant.tell(now, "  a request arrives that was given up:".into());
+                        land(plant, now, true);
+                    });
+                });
+                None
+            }
+        };
+        if fatal.is_some() {
+            self.shared.with(|plant, now| plant.tell(now, format!("! application {} dies of it", self.app)));
+            self.fuse.blow().await;
+        }
+        if late.is_some() {
+            // Its sender waits as long as it usually does.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        landed
     }
 }
 
@@ -894,7 +922,7 @@ impl Plant {
                 let change = (before.as_ref().unwrap_or(&after), &after);
                 let disk = disk.lock().unwrap();
                 let told =
-                    self.truth.wrote((id, side), change, other.as_ref(), seen, &disk, (late, one_open));
+                    self.truth.wrote((id, side), change, other.as_ref(), seen, &disk, (late, one_open, now));
                 told.join("; ")
             }
             (Err(refusal), _) => refusal.message.clone(),
@@ -973,7 +1001,12 @@ impl Defender for Plug {
         let body = json(&graph::patch(patch));
         let land = move |plant: &mut Plant, now, late| {
             let one_open = plant.one_open();
-            let seen = plant.shown.get(&(app, of.clone())).map(|s| Face::of_defender(&s.says, one_open));
+            let shown = plant.shown.get(&(app, of.clone())).cloned();
+            let alerts =
+                |incident: Option<&DefenderIncident>| incident.map(|i| i.alerts.as_ref().map(Vec::len));
+            let there = plant.defender_now(&tenant, &of, now);
+            plant.behind |= alerts(shown.as_ref()) != alerts(there.as_ref());
+            let seen = shown.map(|shown| Face::of_defender(&shown.says, one_open));
             plant.land((&tenant, &place, &of, Side::Defender), seen.as_ref(), (now, late), |plant| {
                 let app = plant.app.clone();
                 plant.tenant((&app, &tenant), now, |tenant, moment| {

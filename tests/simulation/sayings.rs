@@ -4,6 +4,8 @@
 use lockstep::domain::model::Side;
 use time::OffsetDateTime;
 
+use crate::house::Hides;
+
 /// One comment of a person, with what it was edited to.
 #[derive(Clone, Debug)]
 struct Said {
@@ -70,6 +72,31 @@ impl Sayings {
 
     pub(crate) fn merged(&mut self, from: &str, into: &str, at: OffsetDateTime) {
         self.merges.push((from.to_owned(), into.to_owned(), at));
+    }
+
+    /// What was said and never edited is there once on the other side, where it showed.
+    pub(crate) fn heard_at_once(&self, id: &str, heard: &Heard, hides: Hides) -> Result<(), String> {
+        let own: Vec<&Said> = self.said.iter().filter(|said| said.incident == id).collect();
+        // An edit beside it may hide it.
+        if own.iter().any(|said| said.texts.len() > 1) {
+            return Ok(());
+        }
+        for said in &own {
+            let (hidden, texts) = match said.side {
+                Side::Defender => (hides.defender, &heard.sentinel),
+                Side::Sentinel => (hides.sentinel, &heard.defender),
+            };
+            let times = own.iter().filter(|other| other.texts == said.texts).count();
+            let found = count(texts, &said.texts[0]);
+            if !hidden && found != times {
+                return Err(format!(
+                    "{id}: {:?} was said {times} times, in {}, and is found {found} times on the other side before \
+                     any sweep",
+                    said.texts[0], said.side
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Everything that was said on an incident is there once on each side, and so is what it inherited.

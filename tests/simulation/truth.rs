@@ -11,6 +11,9 @@ use time::OffsetDateTime;
 
 use crate::store::Disk;
 
+/// For how long after an edit a write may rest on a read that did not show it: a replica lags, and then calls take time.
+const UNSEEN: time::Duration = time::Duration::seconds(20);
+
 /// What people and programs edit, and what may be lost.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cell {
@@ -230,8 +233,9 @@ pub(crate) struct Truth {
     pub(crate) edited: u32,
     /// What does not flow both ways.
     pub(crate) one_way: HashSet<Field>,
-    /// Incidents that were ever merged away.
+    /// Incidents that were ever merged away, and those that they were merged into.
     merged: BTreeSet<String>,
+    winners: BTreeSet<String>,
     pub(crate) violations: Vec<String>,
 }
 
@@ -326,7 +330,7 @@ impl Truth {
         other: Option<&Face>,
         seen: Option<&Face>,
         disk: &Disk,
-        (late, one_open): (bool, bool),
+        (late, one_open, now): (bool, bool, OffsetDateTime),
     ) -> Vec<String> {
         let mut told = Vec::new();
         let link = disk.links.values().find(|link| link.key.incident_id == id);
@@ -354,6 +358,9 @@ impl Truth {
                     edit.stands = false;
                 }
                 continue;
+            }
+            if let Some(why) = self.undoes(id, side, &cell, &is, other, now) {
+                self.violations.push(why);
             }
             let Some(edit) = self.edits.get_mut(&(id.to_owned(), side, cell.clone())) else { continue };
             if !std::mem::replace(&mut edit.stands, false) || edit.carried {
@@ -398,6 +405,37 @@ impl Truth {
         };
         self.meet(id, defender, sentinel, true);
         told
+    }
+
+    /// A value that goes neither with what the other side says nor with what anybody has changed there just now is an
+    /// echo: something that the application had carried over, or had read and then forgotten, comes back.
+    fn undoes(
+        &self,
+        id: &str,
+        side: Side,
+        cell: &Cell,
+        is: &Word,
+        other: Option<&Face>,
+        now: OffsetDateTime,
+    ) -> Option<String> {
+        let there = other?.word(cell);
+        let derived = matches!(cell, Cell::Verdict | Cell::Comment);
+        let same = is.means.is_none() || there.means.is_none() || is.means == there.means;
+        let inherited = self.winners.contains(id) && matches!(cell, Cell::Owner | Cell::Tag(_));
+        let lost = self.tainted.contains(&(id.to_owned(), cell.clone()));
+        let tainted = inherited || lost || self.merged.contains(id);
+        if derived || same || tainted || self.one_way.contains(&cell.field()) {
+            return None;
+        }
+        let edit = self.edits.get(&(id.to_owned(), side.other(), cell.clone()));
+        let unseen = edit.is_some_and(|edit| !edit.copied && now - edit.at < UNSEEN);
+        (!unseen).then(|| {
+            format!(
+                "{side} {id}: {cell:?} became {:?}, though the other side says {:?} and nobody has just changed it: an \
+                 echo",
+                is.native, there.native
+            )
+        })
     }
 
     /// Both sides at rest: equal in what flows both ways, and no edit lost.
@@ -478,6 +516,7 @@ impl Truth {
 
     /// What an incident inherits from one that is merged into it is nobody's edit: its owner, and these tags.
     pub(crate) fn inherits(&mut self, id: &str, loser: [Option<&Face>; 2]) {
+        self.winners.insert(id.to_owned());
         let tags = loser.into_iter().flatten().flat_map(|face| face.tags.iter().cloned().map(Cell::Tag));
         let cells: Vec<Cell> = tags.chain([Cell::Owner]).collect();
         self.tainted.extend(cells.into_iter().map(|cell| (id.to_owned(), cell)));
