@@ -196,12 +196,16 @@ async fn alerts(
         let order = read(&body)?;
         let now = shared.now();
         let mut world = shared.world();
+        let silent = world.switches.is("alertsTouch", "off");
         let tenant = tenant(&mut world, &shared, &uri)?;
         if !tenant.has_incident(&incident) {
             return Err((StatusCode::NOT_FOUND, format!("there is no incident {incident:?}")));
         }
-        let keep = flag(&uri, "keepTimes");
-        let id = tenant.put_alert(&incident, &order, keep, now).map_err(wrong)?;
+        // One that joins is a change of an alert: where these move no incident's time, it does not either.
+        let id = match silent && !flag(&uri, "keepTimes") {
+            true => tenant.put_alert_silently(&incident, &order, now).map_err(wrong)?,
+            false => tenant.put_alert(&incident, &order, flag(&uri, "keepTimes"), now).map_err(wrong)?,
+        };
         Ok((StatusCode::CREATED, json!({"id": id})))
     })();
     shared.send_news();

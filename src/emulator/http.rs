@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -41,6 +41,9 @@ impl Service {
     }
 }
 
+/// More than any body that the service takes.
+const MOST_BODY: usize = 16 << 20;
+
 /// Set on a request whose GET shall see everything as it was before its last change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stale(pub(super) bool);
@@ -66,7 +69,14 @@ async fn frame(
 ) -> Response {
     let target = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let method = request.method().clone();
-    let fault = shared.world().faults.strike(service.name(), method.as_str(), &target);
+    let mut body = Bytes::new();
+    if shared.world().faults.read_bodies() {
+        let (parts, whole) = request.into_parts();
+        // A body that cannot be read is one that breaks off: its call fails for want of it.
+        body = to_bytes(whole, MOST_BODY).await.unwrap_or_default();
+        request = Request::from_parts(parts, Body::from(body.clone()));
+    }
+    let fault = shared.world().faults.strike(service.name(), method.as_str(), &target, &body);
     let caller = match service {
         Service::Graph | Service::Arm => Some(authenticate(&shared, service, request.headers())),
         Service::Login | Service::Ingestion => None,

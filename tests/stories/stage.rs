@@ -279,8 +279,12 @@ impl Stage {
             self.emulator.forget_calls().await;
             until("the pollers come round", self.rounds, || async {
                 let calls = self.calls().await;
-                let rounds =
-                    |side: &str| calls.iter().filter(|call| call.service == side && call.is_list()).count();
+                let rounds = |side: &str| {
+                    calls
+                        .iter()
+                        .filter(|call| call.service == side && call.is_list() && !call.is_alert_list())
+                        .count()
+                };
                 let wanted = QUIET_ROUNDS * self.places.len();
                 let found = [rounds("graph"), rounds("arm")];
                 let lacks = found.iter().zip(self.polled).any(|(rounds, polled)| polled && *rounds < wanted);

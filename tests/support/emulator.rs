@@ -79,8 +79,17 @@ pub(crate) struct Call {
 impl Call {
     /// A page of a change list: what pollers and sweeps ask for.
     pub(crate) fn is_list(&self) -> bool {
+        self.lists("/incidents") || self.is_alert_list()
+    }
+
+    /// A page of the list of alerts.
+    pub(crate) fn is_alert_list(&self) -> bool {
+        self.lists("/alerts_v2")
+    }
+
+    fn lists(&self, what: &str) -> bool {
         let path = self.path.split('?').next().unwrap_or_default().trim_end_matches('/');
-        self.method == "GET" && path.to_ascii_lowercase().ends_with("/incidents")
+        self.method == "GET" && path.to_ascii_lowercase().ends_with(what)
     }
 
     /// Something that changes an incident.
@@ -115,6 +124,24 @@ impl State {
         // A place that the state does not know would be in step for nothing.
         let (_, owner) = owner.unwrap_or_else(|| panic!("the state does not know {id}"));
         owner["incidents"].as_array().map_or(&[], Vec::as_slice)
+    }
+
+    /// One alert of a tenant, in Graph's form.
+    pub(crate) fn alert(&self, place: &Place, id: &str) -> Option<&Value> {
+        let tenants = self.0["tenants"].as_object().expect("the state is an object of owners");
+        let (_, tenant) = tenants.iter().find(|(tenant, _)| tenant.eq_ignore_ascii_case(&place.tenant_id))?;
+        tenant["alerts"].as_array()?.iter().find(|alert| alert["id"] == id)
+    }
+
+    /// The bookmarks that are related to one Sentinel incident, in ARM's form.
+    pub(crate) fn bookmarks(&self, place: &Place, name: &str) -> Vec<&Value> {
+        let workspaces = self.0["workspaces"].as_object().expect("the state is an object of owners");
+        let owner = workspaces.iter().find(|(owner, _)| owner.eq_ignore_ascii_case(&place.workspace()));
+        let Some((_, owner)) = owner else { return Vec::new() };
+        let relations = owner["relations"][name].as_array().into_iter().flatten();
+        let related: Vec<&Value> = relations.map(|one| &one["properties"]["relatedResourceName"]).collect();
+        let all = owner["bookmarks"].as_array().into_iter().flatten();
+        all.filter(|bookmark| related.contains(&&bookmark["name"])).collect()
     }
 
     /// The comments of one Sentinel incident, in ARM's form.
@@ -247,6 +274,12 @@ impl Emulator {
     pub(crate) async fn say(&self, place: &Place, id: &str, by: &str, text: &str) {
         let path = format!("/incidents/{id}/comments?tenant={}", place.tenant_id);
         self.control(Method::POST, &path, Some(json!({"comment": text, "by": by}))).await;
+    }
+
+    /// Defender's engine moves an alert to another incident.
+    pub(crate) async fn move_alert(&self, place: &Place, alert: &str, incident: &str) {
+        let path = format!("/alerts/{alert}/move?tenant={}", place.tenant_id);
+        self.control(Method::POST, &path, Some(json!({"incident": incident}))).await;
     }
 
     /// An alert joins a Defender incident.

@@ -38,6 +38,7 @@ pub struct Fault {
     service: String,
     method: Option<String>,
     path_contains: Option<String>,
+    body_contains: Option<String>,
     /// How many calls it still spoils.
     pub times: u64,
     /// What it does.
@@ -56,7 +57,7 @@ impl Fault {
         let kind = Kind::ALL.iter().find(|(_, kind)| *kind == self.kind).map(|(name, _)| *name);
         json!({
             "id": self.id, "service": self.service, "method": self.method, "pathContains": self.path_contains,
-            "times": self.times, "kind": kind, "status": self.status, "retryAfter": self.retry_after,
+            "bodyContains": self.body_contains, "times": self.times, "kind": kind, "status": self.status, "retryAfter": self.retry_after,
             "delayMs": self.delay_ms,
         })
     }
@@ -69,8 +70,8 @@ pub struct Faults {
     made: u64,
 }
 
-const MEMBERS: [&str; 8] =
-    ["service", "method", "pathContains", "times", "kind", "status", "retryAfter", "delayMs"];
+const MEMBERS: [&str; 9] =
+    ["service", "method", "pathContains", "bodyContains", "times", "kind", "status", "retryAfter", "delayMs"];
 
 impl Faults {
     /// Reads an order. The error names the member and the cure.
@@ -114,6 +115,7 @@ impl Faults {
             service,
             method: text("method")?.map(|method| method.to_uppercase()),
             path_contains: text("pathContains")?,
+            body_contains: text("bodyContains")?,
             times: number("times", 1, 1, 1_000_000)?,
             kind,
             status: u16::try_from(number("status", default_status, 100, 599)?).unwrap_or(500),
@@ -126,12 +128,20 @@ impl Faults {
         Ok(id)
     }
 
-    /// The first fault that fits this call; it is used up by one. `target` is path and query.
-    pub fn strike(&mut self, service: &str, method: &str, target: &str) -> Option<Fault> {
+    /// Whether a fault waits for a word in the body of a call.
+    pub fn read_bodies(&self) -> bool {
+        self.list.iter().any(|fault| fault.body_contains.is_some())
+    }
+
+    /// The first fault that fits this call; it is used up by one. `target` is path and query, and the body matters only
+    /// where [`Faults::read_bodies`] says so.
+    pub fn strike(&mut self, service: &str, method: &str, target: &str, body: &[u8]) -> Option<Fault> {
+        let says = |part: &str| body.windows(part.len().max(1)).any(|window| window == part.as_bytes());
         let index = self.list.iter().position(|fault| {
             fault.service == service
                 && fault.method.as_ref().is_none_or(|wanted| wanted == method)
                 && fault.path_contains.as_ref().is_none_or(|part| target.contains(part.as_str()))
+                && fault.body_contains.as_ref().is_none_or(|part| says(part))
         })?;
         let fault = &mut self.list[index];
         fault.times -= 1;
@@ -166,12 +176,19 @@ mod tests {
         faults
             .order(&json!({"service": "arm", "kind": "status", "status": 503, "retryAfter": 1.5}))
             .expect("good");
-        assert_eq!(faults.strike("graph", "PUT", "/x"), None);
-        assert_eq!(faults.strike("arm", "PUT", "/x").expect("first").kind, Kind::DropAfter);
-        let second = faults.strike("arm", "GET", "/x").expect("second");
+        assert_eq!(faults.strike("graph", "PUT", "/x", b""), None);
+        assert_eq!(faults.strike("arm", "PUT", "/x", b"").expect("first").kind, Kind::DropAfter);
+        let second = faults.strike("arm", "GET", "/x", b"").expect("second");
         assert_eq!((second.status, second.retry_after.as_deref()), (503, Some("1.5")));
-        assert_eq!(faults.strike("arm", "PUT", "/x").expect("first again").kind, Kind::DropAfter);
+        assert_eq!(faults.strike("arm", "PUT", "/x", b"").expect("first again").kind, Kind::DropAfter);
         assert!(faults.left().is_empty());
+        let of_a_word =
+            json!({"service": "graph", "kind": "status", "status": 400, "bodyContains": "\"phishing\""});
+        faults.order(&of_a_word).expect("good");
+        assert!(faults.read_bodies());
+        assert_eq!(faults.strike("graph", "PATCH", "/x", br#"{"determination":"malware"}"#), None);
+        assert!(faults.strike("graph", "PATCH", "/x", br#"{"determination":"phishing"}"#).is_some());
+        assert!(!faults.read_bodies());
     }
 
     #[test]
