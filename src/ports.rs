@@ -50,11 +50,15 @@ pub struct Hint {
     pub source: String,
 }
 
-/// The sources of hints that nobody waits for: they are served when nothing else is due.
+/// One lease in so many is for a background row, whatever live work is due: a load that never pauses must not starve
+/// the sweep, which finds what hints have missed.
+pub const BACKGROUND_SHARE: usize = 10;
+
+/// The sources of hints that nobody waits for: they are served when nothing else is due, and now and then besides.
 const BACKGROUND: [&str; 2] = ["backfill", "sweep"];
 
 impl Hint {
-    /// Whether the hint may wait for as long as there is live work.
+    /// Whether the hint may wait while there is live work.
     pub fn background(&self) -> bool {
         BACKGROUND.contains(&self.source.as_str())
     }
@@ -235,10 +239,14 @@ pub struct Spent {
 pub struct QueueStats {
     /// Rows that want service and are not parked.
     pub waiting: i64,
+    /// How many of them nobody waits for: background rows.
+    pub background: i64,
     /// Rows put aside.
     pub parked: i64,
-    /// When the oldest unserved hint (of a row that is not parked) came in.
+    /// When the oldest unserved hint of a live row (that is not parked) came in: how far behind the service is.
     pub oldest: Option<OffsetDateTime>,
+    /// The same for background rows, which may wait for long and are no sign of trouble.
+    pub oldest_background: Option<OffsetDateTime>,
 }
 
 /// Why the store could not do it. Above the adapter nobody looks at a driver's error.
@@ -270,8 +278,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Remembered, StoreError>;
 
     /// Leases up to `most` rows that want service, are not parked, not leased (or their lease ran out) and due.
-    /// Live rows come first, whatever their scope; a row is background only while every hint it has yet to serve is
-    /// ([`Hint::background`]) and no person unparked it. Among the rows of either kind: oldest hint first, but fair
+    /// Live rows come first, whatever their scope, but for one lease in [`BACKGROUND_SHARE`]; a row is background only
+    /// while every hint it has yet to serve is ([`Hint::background`]) and no person unparked it. Among the rows of either kind: oldest hint first, but fair
     /// between scopes (no scope gets a second row while another waits for its first).
     /// Scopes in `skip` get none: they cannot be served now, and looking at their rows would be work for nothing.
     async fn lease_jobs(

@@ -13,6 +13,7 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde_json::json;
+use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use super::error::Refused;
@@ -68,10 +69,28 @@ pub(super) async fn metrics(State(served): State<Arc<Served>>) -> Response {
     );
     if let Some(stats) = stats {
         let now = state.inbox.clock().now();
-        let age = stats.oldest.map_or(0, |oldest| (now - oldest).whole_seconds().max(0));
+        let age =
+            |oldest: Option<OffsetDateTime>| oldest.map_or(0, |oldest| (now - oldest).whole_seconds().max(0));
         gauge(&mut queue, "lockstep_queue_waiting", "Incidents that wait for service", stats.waiting);
         gauge(&mut queue, "lockstep_queue_parked", "Incidents that were put aside", stats.parked);
-        gauge(&mut queue, "lockstep_queue_oldest_age_seconds", "Age of the oldest hint not yet served", age);
+        gauge(
+            &mut queue,
+            "lockstep_queue_oldest_age_seconds",
+            "Age of the oldest hint not yet served that somebody waits for",
+            age(stats.oldest),
+        );
+        gauge(
+            &mut queue,
+            "lockstep_queue_background_waiting",
+            "Of the incidents that wait, those of a backfill or a sweep",
+            stats.background,
+        );
+        gauge(
+            &mut queue,
+            "lockstep_queue_background_oldest_age_seconds",
+            "Age of the oldest hint of a backfill or a sweep not yet served",
+            age(stats.oldest_background),
+        );
     }
     let mut text = String::with_capacity(16 << 10);
     let encoded = encode_registry(&mut text, &state.registry)

@@ -113,7 +113,8 @@ impl Store for Memory {
     async fn queue_stats(&self) -> Result<QueueStats, StoreError> {
         self.feel().await?;
         let oldest = OffsetDateTime::from_unix_timestamp(NOW - 7).ok();
-        Ok(QueueStats { waiting: 3, parked: 1, oldest })
+        let oldest_background = OffsetDateTime::from_unix_timestamp(NOW - 700).ok();
+        Ok(QueueStats { waiting: 3, background: 2, parked: 1, oldest, oldest_background })
     }
     async fn ping(&self) -> Result<(), StoreError> {
         self.feel().await
@@ -551,6 +552,8 @@ async fn probes_and_metrics_tell_what_is_known() {
     let metrics = house.get("/metrics").await;
     assert!(metrics.headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     assert!(metrics.body.contains("lockstep_queue_oldest_age_seconds 7\n"), "{}", metrics.body);
+    let background = "lockstep_queue_background_oldest_age_seconds 700\n";
+    assert!(metrics.body.contains(background), "{}", metrics.body);
     assert!(metrics.body.ends_with("# EOF\n") && metrics.body.matches("# EOF").count() == 1);
     house.phase.stopping();
     assert_eq!(house.get("/readyz").await.status, StatusCode::SERVICE_UNAVAILABLE);

@@ -416,7 +416,7 @@ impl Store for Memory {
         let disk = self.enter().await;
         let waiting = disk.rows.values().filter(|row| row.wanted > row.done && row.parked.is_none()).count();
         let parked = disk.rows.values().filter(|row| row.parked.is_some()).count();
-        Ok(QueueStats { waiting: waiting as i64, parked: parked as i64, oldest: None })
+        Ok(QueueStats { waiting: waiting as i64, parked: parked as i64, ..QueueStats::default() })
     }
 
     async fn purge(&self, _now: OffsetDateTime, _journal_before: OffsetDateTime) -> Result<(), StoreError> {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lockstep::domain::model::{LinkKey, Side};
 use lockstep::ports::{
-    Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked, QueueStats, Remembered,
-    Settlement, Store, StoreError, Subject,
+    BACKGROUND_SHARE, Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked,
+    QueueStats, Remembered, Settlement, Store, StoreError, Subject,
 };
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -337,6 +337,32 @@ pub(crate) async fn the_background_waits_for_live_work(place: Place) {
     let skip = [(Side::Defender, "a".to_owned())];
     assert_eq!(store.lease_jobs(9, &skip, at(202), at(900)).await.unwrap(), [], "skipped, live or not");
     assert_eq!(ids(&store.lease_jobs(9, &[], at(202), at(900)).await.unwrap()), ["a/old 4", "a/old 5"]);
+}
+
+pub(crate) async fn a_flood_of_live_work_leaves_the_background_a_share(place: Place) {
+    let store = place.open().await;
+    for number in 0..3 {
+        tell(&store, quiet("a", &format!("old {number}"), "sweep"), at(number)).await;
+    }
+    // Whenever one is leased, the next has come in.
+    let mut order = Vec::new();
+    for number in 0..2 * BACKGROUND_SHARE {
+        tell(&store, hint("a", &format!("{number}")), at(100)).await;
+        order.extend(ids(&store.lease_jobs(1, &[], at(200), at(900)).await.unwrap()));
+    }
+    let served = |order: &[String]| order.iter().filter(|id| id.starts_with("a/old")).count();
+    assert_eq!(order[BACKGROUND_SHARE - 1], "a/old 0", "{order:?}");
+    assert_eq!((order.len(), served(&order)), (2 * BACKGROUND_SHARE, 2), "{order:?}");
+    // And where many are leased at once, no row twice.
+    for number in 0..2 * BACKGROUND_SHARE {
+        tell(&store, hint("b", &format!("{number}")), at(100)).await;
+    }
+    let mut order = ids(&store.lease_jobs(BACKGROUND_SHARE, &[], at(200), at(900)).await.unwrap());
+    assert_eq!((order.len(), served(&order)), (BACKGROUND_SHARE, 1), "{order:?}");
+    order.extend(ids(&store.lease_jobs(99, &[], at(200), at(900)).await.unwrap()));
+    let distinct: std::collections::BTreeSet<&String> = order.iter().collect();
+    assert_eq!(distinct.len(), order.len(), "{order:?}");
+    assert_eq!(store.lease_jobs(99, &[], at(200), at(900)).await.unwrap(), []);
 }
 
 pub(crate) async fn a_live_hint_wakes_a_background_row(place: Place) {
@@ -980,7 +1006,10 @@ pub(crate) async fn all_is_there_after_a_restart(place: Place) {
         (lease, fence)
     };
     let store = place.open().await;
-    assert_eq!(store.queue_stats().await.unwrap(), QueueStats { waiting: 2, parked: 1, oldest: Some(at(0)) });
+    assert_eq!(
+        store.queue_stats().await.unwrap(),
+        QueueStats { waiting: 2, parked: 1, oldest: Some(at(0)), ..QueueStats::default() }
+    );
     assert_eq!(lease_one(&store, at(2)).await.unwrap().subject.native_id, "waiting");
     settle(&store, &lease, done(at(2)), at(2)).await;
     let again = store.remember(vec![hint("t", "9")], delivery("m1", at(600)), at(2)).await.unwrap();
@@ -1100,20 +1129,36 @@ pub(crate) async fn the_queue_is_counted(place: Place) {
     let store = place.open().await;
     assert_eq!(store.queue_stats().await.unwrap(), QueueStats::default());
     parked_with(&store, "parked", Some("v1")).await;
-    assert_eq!(store.queue_stats().await.unwrap(), QueueStats { waiting: 0, parked: 1, oldest: None });
+    assert_eq!(
+        store.queue_stats().await.unwrap(),
+        QueueStats { waiting: 0, parked: 1, oldest: None, ..QueueStats::default() }
+    );
     for (id, second) in [("1", 7), ("2", 5), ("3", 6)] {
         tell(&store, hint("t", id), at(second)).await;
     }
-    assert_eq!(store.queue_stats().await.unwrap(), QueueStats { waiting: 3, parked: 1, oldest: Some(at(5)) });
+    assert_eq!(
+        store.queue_stats().await.unwrap(),
+        QueueStats { waiting: 3, parked: 1, oldest: Some(at(5)), ..QueueStats::default() }
+    );
     let lease = lease_one(&store, at(8)).await.unwrap();
     assert_eq!(lease.subject.native_id, "2");
     let stats = store.queue_stats().await.unwrap();
-    assert_eq!(stats, QueueStats { waiting: 3, parked: 1, oldest: Some(at(5)) }, "leased is not served");
+    assert_eq!(
+        stats,
+        QueueStats { waiting: 3, parked: 1, oldest: Some(at(5)), ..QueueStats::default() },
+        "leased is not served"
+    );
     settle(&store, &lease, Settlement::Again { not_before: at(90), counts: true }, at(9)).await;
     assert_eq!(store.queue_stats().await.unwrap(), stats, "nor is tried");
     let lease = lease_one(&store, at(9)).await.unwrap();
     settle(&store, &lease, done(at(9)), at(9)).await;
-    assert_eq!(store.queue_stats().await.unwrap(), QueueStats { waiting: 2, parked: 1, oldest: Some(at(5)) });
+    let stats = QueueStats { waiting: 2, parked: 1, oldest: Some(at(5)), ..QueueStats::default() };
+    assert_eq!(store.queue_stats().await.unwrap(), stats);
+    // What nobody waits for is counted apart: a sweep that waits is no lag.
+    tell(&store, quiet("t", "quiet", "sweep"), at(1)).await;
+    tell(&store, quiet("t", "1", "sweep"), at(10)).await;
+    let stats = QueueStats { waiting: 3, background: 1, oldest_background: Some(at(1)), ..stats };
+    assert_eq!(store.queue_stats().await.unwrap(), stats);
 }
 
 pub(crate) async fn a_ping_commits(place: Place) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use lockstep::ports::{Held, Hint, JobLease, QueueStats, Settlement, Store, Subject};
+use lockstep::ports::{BACKGROUND_SHARE, Held, Hint, JobLease, QueueStats, Settlement, Store, Subject};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use time::{Duration, OffsetDateTime};
@@ -117,6 +117,8 @@ struct Model {
     /// Of live rows and of background rows, by scope.
     turns: HashMap<(bool, String), u64>,
     turn: u64,
+    /// Live rows leased since the background had its share.
+    since: usize,
 }
 
 /// What a lease must say, save for its token and the value of its counter.
@@ -145,9 +147,16 @@ impl Model {
     }
 
     fn lease(&mut self, most: usize, now: OffsetDateTime) -> Vec<Expected> {
-        let mut chosen = self.in_turns(true, now);
-        chosen.extend(self.in_turns(false, now));
+        let (live, background) = (self.in_turns(true, now), self.in_turns(false, now));
+        let owed = ((self.since + most) / BACKGROUND_SHARE).min(most);
+        let (mut chosen, rest) = (background.clone(), background.get(owed..).unwrap_or_default().to_vec());
+        chosen.truncate(owed);
+        chosen.extend(live.iter().cloned().chain(rest));
         chosen.truncate(most);
+        let of_live = chosen.iter().filter(|subject| live.contains(subject)).count();
+        if !chosen.is_empty() {
+            self.since = if owed > 0 || of_live < chosen.len() { 0 } else { self.since + of_live };
+        }
         chosen
             .into_iter()
             .map(|subject| {
@@ -201,10 +210,15 @@ impl Model {
 
     fn stats(&self) -> QueueStats {
         let waiting = || self.rows.values().filter(|row| row.is_waiting());
+        let of = |live| waiting().filter(move |row| row.is_live() == live);
+        let oldest =
+            |live| of(live).flat_map(|row| row.hints.iter().chain(&row.late)).map(|hint| hint.1).min();
         QueueStats {
             waiting: waiting().count() as i64,
+            background: of(false).count() as i64,
             parked: self.rows.values().filter(|row| row.parked.is_some()).count() as i64,
-            oldest: waiting().flat_map(|row| row.hints.iter().chain(&row.late)).map(|hint| hint.1).min(),
+            oldest: oldest(true),
+            oldest_background: oldest(false),
         }
     }
 }

@@ -48,6 +48,7 @@ contract! {
     contract::a_scope_that_is_skipped_waits_and_holds_nobody_up,
     contract::scopes_take_turns,
     contract::the_background_waits_for_live_work,
+    contract::a_flood_of_live_work_leaves_the_background_a_share,
     contract::a_live_hint_wakes_a_background_row,
     contract::thousands_of_scopes_in_the_background_hold_nobody_up,
     contract::thousands_of_scopes_all_have_their_turn,

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::model::Side;
-use crate::ports::{Delivery, Hint, JobLease, Parked, Queued, Store, StoreError, Subject};
+use crate::ports::{BACKGROUND_SHARE, Delivery, Hint, JobLease, Parked, Queued, Store, StoreError, Subject};
 
 pub use postgres::PostgresStore;
 pub use sqlite::{SqliteStore, sqlite_version};
@@ -392,11 +392,26 @@ impl Turns {
 struct BothTurns {
     live: Turns,
     background: Turns,
+    /// How many live rows were leased since the background had its share.
+    since: usize,
 }
 
 impl BothTurns {
     fn of(&mut self, live: bool) -> &mut Turns {
         if live { &mut self.live } else { &mut self.background }
+    }
+
+    /// How many of the next `most` leases are the background's, if it has any rows.
+    fn owed(&self, most: usize) -> usize {
+        (self.since.saturating_add(most) / BACKGROUND_SHARE).min(most)
+    }
+
+    /// Notes how many rows of either kind were leased. A share that nobody wanted is gone: else every lease would look for
+    /// somebody to take it.
+    fn took(&mut self, owed: usize, live: usize, background: usize) {
+        if live + background > 0 {
+            self.since = if owed > 0 || background > 0 { 0 } else { self.since + live };
+        }
     }
 }
 

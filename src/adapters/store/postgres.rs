@@ -622,13 +622,25 @@ impl Store for PostgresStore {
             let wanted = most_jobs.saturating_add(SPARE_CANDIDATES);
             let mut dealt = Vec::new();
             let mut looked_at = Vec::new();
-            for live in [true, false] {
-                // With live rows enough, nobody looks at the others.
-                if dealt.len() >= most_jobs {
-                    break;
+            let owed = turns.owed(most_jobs);
+            for (live, most_of_kind) in [(false, owed), (true, wanted), (false, wanted)] {
+                // With live rows enough, nobody looks at the others. Another replica may take the one that is owed.
+                let room = most_of_kind.min(wanted - dealt.len());
+                if room == 0 || (dealt.len() >= most_jobs && !(live && owed > 0)) {
+                    continue;
                 }
-                let (turns, room) = (turns.of(live), wanted - dealt.len());
-                let found = self.candidates(turns.after.as_ref(), skip, now, room, live).await?;
+                let turns = turns.of(live);
+                // Those that are dealt already are found again.
+                let look_for = room + owed;
+                let mut found = self.candidates(turns.after.as_ref(), skip, now, look_for, live).await?;
+                for (key, rows) in &mut found {
+                    rows.retain(|row| {
+                        !dealt
+                            .iter()
+                            .any(|(of, r): &(ScopeKey, Ready)| of == key && r.native_id == row.native_id)
+                    });
+                }
+                found.retain(|(_, rows)| !rows.is_empty());
                 dealt.extend(turns.deal(found, room));
                 looked_at.push(live);
             }
@@ -636,10 +648,12 @@ impl Store for PostgresStore {
                 return Ok(Vec::new());
             }
             let leases = self.take(dealt, most_jobs, now, until).await?;
-            for kind in looked_at {
+            for kind in [true, false].into_iter().filter(|kind| looked_at.contains(kind)) {
                 let of_kind = leases.iter().filter(|(live, _)| *live == kind);
                 turns.of(kind).took(of_kind.map(|(_, lease)| lease));
             }
+            let live = leases.iter().filter(|(live, _)| *live).count();
+            turns.took(owed, live, leases.len() - live);
             Ok(leases.into_iter().map(|(_, lease)| lease).collect())
         };
         patient(leased).await
@@ -1044,14 +1058,20 @@ impl Store for PostgresStore {
                      AND NOT EXISTS (SELECT 1 FROM jobs WHERE side = 1 AND scope = workspace
                          AND native_id = sentinel_id AND parked_reason IS NOT NULL)) AS linked),
                  (SELECT min(COALESCE(leased_first, first_hint_at)) FROM jobs
-                  WHERE wanted > done AND parked_reason IS NULL)",
+                  WHERE wanted > done AND parked_reason IS NULL AND live = 1),
+                 (SELECT count(*) FROM jobs WHERE wanted > done AND parked_reason IS NULL AND live = 0),
+                 (SELECT min(COALESCE(leased_first, first_hint_at)) FROM jobs
+                  WHERE wanted > done AND parked_reason IS NULL AND live = 0)",
         );
         let row = patient(query.fetch_one(&self.pool)).await?;
         let oldest: Option<i64> = row.try_get(2).map_err(failed)?;
+        let oldest_background: Option<i64> = row.try_get(4).map_err(failed)?;
         Ok(QueueStats {
             waiting: row.try_get(0).map_err(failed)?,
             parked: row.try_get(1).map_err(failed)?,
+            background: row.try_get(3).map_err(failed)?,
             oldest: oldest.map(instant),
+            oldest_background: oldest_background.map(instant),
         })
     }
 

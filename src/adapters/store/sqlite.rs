@@ -579,10 +579,12 @@ impl Store for SqliteStore {
             .write(move |connection| {
                 let mut turns = lock(&turns);
                 let mut all = Vec::new();
-                for live in [true, false] {
-                    let room = most_jobs - all.len();
+                let mut count = [0; 2];
+                let owed = turns.owed(most_jobs);
+                for (live, most_of_kind) in [(false, owed), (true, most_jobs), (false, most_jobs)] {
+                    let room = most_of_kind.min(most_jobs - all.len());
                     if room == 0 {
-                        break;
+                        continue;
                     }
                     let turns = turns.of(live);
                     let ready = ready_rows(connection, turns.after.clone(), &skip, now, room, live)?;
@@ -607,8 +609,10 @@ impl Store for SqliteStore {
                         leases.push(lease);
                     }
                     turns.took(&leases);
+                    count[usize::from(live)] += leases.len();
                     all.append(&mut leases);
                 }
+                turns.took(owed, count[1], count[0]);
                 Ok(all)
             })
             .await?;
@@ -985,12 +989,17 @@ impl Store for SqliteStore {
                         AND NOT EXISTS (SELECT 1 FROM jobs WHERE side = 1 AND scope = workspace
                             AND native_id = sentinel_id AND parked_reason IS NOT NULL))),
                     (SELECT min(COALESCE(leased_first, first_hint_at)) FROM jobs
-                     WHERE wanted > done AND parked_reason IS NULL)";
+                     WHERE wanted > done AND parked_reason IS NULL AND live = 1),
+                    (SELECT count(*) FROM jobs WHERE wanted > done AND parked_reason IS NULL AND live = 0),
+                    (SELECT min(COALESCE(leased_first, first_hint_at)) FROM jobs
+                     WHERE wanted > done AND parked_reason IS NULL AND live = 0)";
             let stats = row(connection, sql, [], |row| {
                 Ok(QueueStats {
                     waiting: row.get(0)?,
                     parked: row.get(1)?,
                     oldest: row.get::<_, Option<i64>>(2)?.map(instant),
+                    background: row.get(3)?,
+                    oldest_background: row.get::<_, Option<i64>>(4)?.map(instant),
                 })
             })?;
             Ok(stats.unwrap_or_default())
