@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Method;
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, IF_NONE_MATCH};
 use secrecy::ExposeSecret;
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -84,11 +84,14 @@ pub(crate) struct Call {
     pub(crate) urgency: Urgency,
     /// It reads the list, so that its refusal needs no further probe.
     pub(crate) list: bool,
+    /// It makes something that is not there yet.
+    pub(crate) only_new: bool,
 }
 
 impl Call {
     pub(crate) fn read(operation: &'static str, url: Url) -> Self {
-        Self { operation, method: Method::GET, url, body: None, urgency: Urgency::Job, list: false }
+        let (urgency, list, only_new) = (Urgency::Job, false, false);
+        Self { operation, method: Method::GET, url, body: None, urgency, list, only_new }
     }
 
     pub(crate) fn poll(operation: &'static str, url: Url) -> Self {
@@ -294,6 +297,9 @@ impl Caller {
             .header(self.service.id_header, &id);
         for (name, value) in self.service.headers {
             request = request.header(*name, *value);
+        }
+        if call.only_new {
+            request = request.header(IF_NONE_MATCH, "*");
         }
         if let Some(body) = &call.body {
             request = request.header(CONTENT_TYPE, "application/json").body(body.clone());

@@ -219,6 +219,7 @@ fn a_write() -> SentinelWrite {
             first_activity: Some("2019-01-01T13:00:30Z".to_owned()),
             last_activity: None,
         },
+        clears: false,
     }
 }
 
@@ -315,6 +316,7 @@ async fn resource_manager_is_asked_exactly_this() {
             first_activity: None,
             ..a_write().says
         },
+        clears: false,
     };
     stage.sentinel.put("73e01a99", &create).await.unwrap();
     let unassign = SentinelWrite {
@@ -322,8 +324,26 @@ async fn resource_manager_is_asked_exactly_this() {
         ..a_write()
     };
     stage.sentinel.put("73e01a99", &unassign).await.unwrap();
+    // A verdict without a reason where there was one: the service may keep what is left out.
+    let undetermined = SentinelWrite {
+        says: SentinelSays {
+            classification: Some(SentinelClassification::Undetermined),
+            reason: None,
+            ..a_write().says
+        },
+        clears: true,
+        ..a_write()
+    };
+    stage.sentinel.put("73e01a99", &undetermined).await.unwrap();
 
     let calls = stage.calls();
+    let only_new: Vec<bool> = calls[1..].iter().map(|c| c.headers.contains_key("if-none-match")).collect();
+    assert_eq!(only_new, [false, true, false, false]);
+    let cleared = serde_json::from_str::<Value>(&calls[4].body).unwrap()["properties"].clone();
+    assert_eq!(
+        (&cleared["classification"], cleared.get("classificationReason"), &cleared["classificationComment"]),
+        (&json!("Undetermined"), Some(&Value::Null), &json!(""))
+    );
     assert_eq!(
         calls[0].target,
         format!(

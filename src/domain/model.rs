@@ -507,6 +507,22 @@ pub struct SentinelWrite {
     pub etag: Option<String>,
     /// The members.
     pub says: SentinelSays,
+    /// Whether the read has something of a verdict (a classification, a reason, a comment) that `says` lacks. Then it is
+    /// taken away explicitly, because the service may keep what is left out.
+    #[serde(default)]
+    pub clears: bool,
+}
+
+impl SentinelWrite {
+    /// Replaces what was read.
+    pub fn over(read: &SentinelIncident, says: SentinelSays) -> Self {
+        let gone = [
+            read.says.classification.is_some() && says.classification.is_none(),
+            read.says.reason.is_some() && says.reason.is_none(),
+            read.says.comment.is_some() && says.comment.is_none(),
+        ];
+        Self { etag: Some(read.etag.clone()), says, clears: gone.contains(&true) }
+    }
 }
 
 /// The identity of a workspace: its ARM resource id in lower case, without a slash at the end. ARM compares ids without

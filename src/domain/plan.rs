@@ -27,6 +27,8 @@ const LATEST_MARGIN: Duration = Duration::seconds(5);
 /// How many unproved writes are kept per side. More than this means that a side swallows writes for hours; the oldest
 /// can no longer be in flight.
 const MOST_INTENTS: usize = 8;
+/// For how long a create that got no answer may still arrive, by Sentinel's clock. No gateway holds a request for longer.
+const LATE_FOR: Duration = Duration::minutes(15);
 
 /// The last state both sides agreed on, each in its own words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +114,12 @@ pub struct LinkState {
     /// Incidents that were merged into this one and whose history has been carried over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inherited: Vec<String>,
+    /// Those of them whose tags and owner have been written, while their history has not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<String>,
+    /// Creates of the twin that got no answer and may still arrive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<Late>,
     /// What hangs on it: comments, the digest of its alerts.
     #[serde(default, skip_serializing_if = "Hung::is_empty")]
     pub hung: Hung,
@@ -121,6 +129,17 @@ pub struct LinkState {
     /// In shadow: the hash of what would have been written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadowed: Option<u64>,
+}
+
+/// Creates of a twin that got no answer, while another did: nothing guards them (`sentinel.md` §4), and one that arrives
+/// now overwrites the twin with what it once said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Late {
+    /// What they say.
+    pub says: Vec<SentinelSays>,
+    /// The twin's `lastModifiedTimeUtc` when it was first agreed on.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
 }
 
 /// What is remembered of all that hangs on an incident.
@@ -270,6 +289,10 @@ pub enum Rule {
     Inherited,
     /// The incident no longer matches the route's filter.
     Filter,
+    /// A create of ours, given up long ago, has arrived and overwritten the twin: it is taken back.
+    LateCreate,
+    /// An earlier write of ours got no answer, its side has moved since and shows the old value.
+    SetBack,
 }
 
 impl Rule {
@@ -289,6 +312,10 @@ impl Rule {
             Rule::Merged => "merged into another incident in Defender",
             Rule::Inherited => "an incident that was merged into this one had it",
             Rule::Filter => "the incident no longer matches the route's filter",
+            Rule::LateCreate => "an early create of ours arrived late and is taken back",
+            Rule::SetBack => {
+                "an earlier write got no answer: it was lost, or somebody set the old value back"
+            }
         }
     }
 }
@@ -491,7 +518,7 @@ fn create(incident: &DefenderIncident, policy: &Policy) -> Plan {
         defender: incident.says.clone(),
         sentinel: says.clone(),
     });
-    plan.sentinel = Some(SentinelWrite { etag: None, says });
+    plan.sentinel = Some(SentinelWrite { etag: None, says, clears: false });
     plan
 }
 
@@ -610,7 +637,9 @@ impl Planner<'_> {
 }
 
 fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelIncident, policy: &Policy) -> Plan {
-    let (d, s) = (&defender.says, &sentinel.says);
+    let own = &policy.labels;
+    let overwritten = before_late_create(seen, own, sentinel);
+    let (d, s) = (&defender.says, overwritten.as_ref().unwrap_or(&sentinel.says));
     let mut goal_d = d.clone();
     let mut goal_s = s.clone();
     let mut rules: [Option<(Side, Rule)>; FIELDS] = [None; FIELDS];
@@ -623,7 +652,6 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         plan: Plan::bare(Outcome::Both),
     };
     planner.plan.labels = policy.labels.clone();
-    let own = &policy.labels;
     let base = |field| Base::of(&seen.state, own, field, d, s);
     let web_url = defender.web_url.as_deref();
 
@@ -820,7 +848,17 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
 
     // Writes, and the reason for each value in them.
     let after = Shown::of(&goal_d, &goal_s, policy);
-    let Planner { mut plan, shown, .. } = planner;
+    let Planner { mut plan, shown: agreed, .. } = planner;
+    // From here on it counts what Sentinel shows, even if it is not to be believed.
+    let s = &sentinel.says;
+    let shown = Shown::of(d, s, policy);
+    let taken_back =
+        |field| overwritten.as_ref().is_some_and(|before| !same_words_sentinel(own, field, s, before));
+    for field in Field::ALL.into_iter().filter(|field| taken_back(*field)) {
+        // Nobody can tell it from a person who has set everything back by hand.
+        let (kept, lost) = (agreed.defender(field), shown.sentinel(field));
+        plan.clashes.push(Clash { field, winner: Side::Defender, kept, lost, rule: Rule::LateCreate });
+    }
     for field in Field::ALL {
         for side in [Side::Sentinel, Side::Defender] {
             let (before, after) = (shown.on(side, field), after.on(side, field));
@@ -829,6 +867,7 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
             }
             let rule = match rules[field as usize] {
                 Some((decided, rule)) if decided == side => rule,
+                _ if side == Side::Sentinel && taken_back(field) => Rule::LateCreate,
                 _ => why_else(field, why, goal_s.status == SentinelStatus::Closed),
             };
             plan.changes.push(Change { side, field, before, after, rule });
@@ -837,6 +876,21 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     let moves = |same: &dyn Fn(Field) -> bool| Field::ALL.into_iter().filter(|f| !same(*f)).collect();
     let mut sentinel_fields: Vec<Field> = moves(&|field| same_words_sentinel(own, field, s, &goal_s));
     let mut defender_fields: Vec<Field> = moves(&|field| same_words_defender(own, field, d, &goal_d));
+    for (side, fields) in [(Side::Sentinel, &sentinel_fields), (Side::Defender, &defender_fields)] {
+        let version = match side {
+            Side::Defender => format_instant(defender.updated),
+            Side::Sentinel => sentinel.etag.clone(),
+        };
+        for &field in
+            fields.iter().filter(|field| set_back(&seen.state, own, **field, side, &version, (d, s)))
+        {
+            if !plan.clashes.iter().any(|clash| clash.field == field) {
+                let winner = side.other();
+                let (kept, lost) = (shown.on(winner, field), shown.on(side, field));
+                plan.clashes.push(Clash { field, winner, kept, lost, rule: Rule::SetBack });
+            }
+        }
+    }
 
     // An unproved write may still be in flight, or hide behind a read that lags: another write settles it, not a read.
     // Sentinel refuses a late one once its etag has moved on, so there only one at the version we see is open. Graph
@@ -878,7 +932,7 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
             defender: goal_d.clone(),
             sentinel: goal_s.clone(),
         });
-        plan.sentinel = Some(SentinelWrite { etag: Some(sentinel.etag.clone()), says: goal_s.clone() });
+        plan.sentinel = Some(SentinelWrite::over(sentinel, goal_s.clone()));
     }
     plan.defender_first = s.status == SentinelStatus::Closed
         && plan.sentinel.as_ref().is_some_and(|w| w.says.status != s.status);
@@ -894,6 +948,52 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         });
     }
     plan
+}
+
+/// What Sentinel said before an early create of ours arrived late, if that is what it looks like: the twin shows in every
+/// field what that create said, and we know of newer words that both sides agreed on.
+fn before_late_create(
+    seen: &Snapshot,
+    own: &LabelRules,
+    sentinel: &SentinelIncident,
+) -> Option<SentinelSays> {
+    let (known, late) = (seen.state.known.as_ref()?, seen.state.late.as_ref()?);
+    let shows = |says: &SentinelSays| {
+        Field::ALL.into_iter().all(|field| same_words_sentinel(own, field, &sentinel.says, says))
+    };
+    let overwritten = sentinel.etag != known.sentinel_etag
+        && sentinel.modified - late.since < LATE_FOR
+        && late.says.iter().any(shows)
+        && !shows(&known.sentinel);
+    overwritten.then(|| known.sentinel.clone())
+}
+
+/// Whether a value that is to be overwritten may be somebody's who set it back: an earlier write of ours got no answer,
+/// its side has moved since, and shows what it showed before. If that write was lost nothing was set back; the reads
+/// cannot tell, and the journal shall rather have a clash too many.
+fn set_back(
+    state: &LinkState,
+    own: &LabelRules,
+    field: Field,
+    side: Side,
+    version: &str,
+    (d, s): (&DefenderSays, &SentinelSays),
+) -> bool {
+    let Some(known) = state.known.as_ref().filter(|_| field != Field::Facts) else { return false };
+    let shows = |defender: &DefenderSays, sentinel: &SentinelSays| match side {
+        Side::Defender => same_words_defender(own, field, d, defender),
+        Side::Sentinel => same_words_sentinel(own, field, s, sentinel),
+    };
+    let mut doubt = false;
+    for intent in state.intents.iter().filter(|i| i.side == side && i.fields.contains(&field)) {
+        if shows(&intent.defender, &intent.sentinel) {
+            // We have meant it ourselves since.
+            doubt = false;
+        } else if intent.at != version {
+            doubt = true;
+        }
+    }
+    doubt && shows(&known.defender, &known.sentinel)
 }
 
 /// The rule of a change that no scalar decision booked: tags, or a verdict that went along with the status.
@@ -1447,11 +1547,26 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
         sentinel_modified: s_modified,
         sentinel_etag: s_etag,
     };
+    let late = late_creates(seen, own, s_modified, written(Side::Sentinel).is_some());
     let state = seen.state.clone();
     Some((
-        LinkState { known: Some(known), intents: Vec::new(), acted_defender, acted_sentinel, ..state },
+        LinkState { known: Some(known), intents: Vec::new(), acted_defender, acted_sentinel, late, ..state },
         again,
     ))
+}
+
+/// The creates that may still arrive once both sides have agreed: those that had got no answer before this run, for a
+/// while. One that has just been taken back has arrived.
+fn late_creates(seen: &Snapshot, own: &LabelRules, modified: OffsetDateTime, wrote: bool) -> Option<Late> {
+    let create = |intent: &&Intent| intent.side == Side::Sentinel && intent.at.is_empty();
+    let says: Vec<SentinelSays> =
+        seen.state.intents.iter().filter(create).map(|intent| intent.sentinel.clone()).collect();
+    if !says.is_empty() {
+        return Some(Late { says, since: modified });
+    }
+    let arrived = |sentinel: &SentinelIncident| wrote && before_late_create(seen, own, sentinel).is_some();
+    let late = seen.state.late.clone()?;
+    (modified - late.since < LATE_FOR && !seen.sentinel.as_ref().is_some_and(arrived)).then_some(late)
 }
 
 /// A Defender incident that says nothing.
@@ -1500,7 +1615,7 @@ pub fn left_out(seen: &Snapshot, why: &str, policy: &Policy) -> Option<Plan> {
         defender: defender.says.clone(),
         sentinel: goal.clone(),
     });
-    plan.sentinel = Some(SentinelWrite { etag: Some(sentinel.etag.clone()), says: goal });
+    plan.sentinel = Some(SentinelWrite::over(sentinel, goal));
     Some(plan)
 }
 

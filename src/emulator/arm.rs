@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
-use axum::http::{Method, Uri};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::Response;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
@@ -45,9 +45,11 @@ async fn serve(
     Extension(Stale(stale)): Extension<Stale>,
     method: Method,
     uri: Uri,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let answer = answer(&shared, &caller, stale, &method, &uri, &body);
+    let only_new = headers.get(header::IF_NONE_MATCH).is_some_and(|value| value == "*");
+    let answer = answer(&shared, &caller, (stale, only_new), &method, &uri, &body);
     answered(Service::Arm, answer.map(|(status, body)| (status, shown_under(&uri, body))), &ids)
 }
 
@@ -69,7 +71,14 @@ fn shown_under(uri: &Uri, mut body: Value) -> Value {
     body
 }
 
-fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &Uri, body: &Bytes) -> Answer {
+fn answer(
+    shared: &Shared,
+    caller: &Caller,
+    (stale, only_new): (bool, bool),
+    method: &Method,
+    uri: &Uri,
+    body: &Bytes,
+) -> Answer {
     let options = options(uri.query());
     let version = options.iter().find(|(name, _)| name == "api-version").map(|(_, value)| value.clone());
     let Some(version) = version.filter(|version| !version.is_empty()).map(|version| version.to_lowercase())
@@ -164,6 +173,10 @@ fn answer(shared: &Shared, caller: &Caller, stale: bool, method: &Method, uri: &
         },
         ([_], _) => match *method {
             Method::GET => workspace.get_incident(names[0], stale, &moment),
+            Method::PUT if only_new && switches.is("ifNoneMatch", "heeded") && workspace.has(names[0]) => {
+                let message = "The condition specified using HTTP conditional header(s) is not met.";
+                Err(Refusal::new(412, "PreconditionFailed", message))
+            }
             Method::PUT => workspace.put_incident(names[0], &body, &moment),
             Method::DELETE => workspace.delete_incident(names[0]),
             _ => unsupported(),

@@ -2,6 +2,7 @@
 
 mod alerts;
 mod comments;
+mod doubts;
 mod examples;
 mod loop_model;
 mod owners;

@@ -126,3 +126,30 @@ async fn story(switch: &str, value: &str) {
     let severity = &state.incident(&stage.places[0], &ids[2]).expect("it is there")["severity"];
     assert!(expected.contains(severity), "{name}: a severity that nobody chose: {severity}");
 }
+
+/// A verdict without a reason after one that had it, and none at all: both have to take back what the service would keep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verdict_is_taken_back_where_what_is_left_out_is_kept_and_pairs_are_strict() {
+    let switches = json!({"omittedMembers": "kept", "strictVerdict": "on", "reopenKeepsVerdict": "on"});
+    let stage = Stage::set(Scene { switches, ..Scene::default() }).await;
+    let (id, _) = stage.linked(fresh("Judged")).await;
+    stage
+        .edit_defender(
+            &id,
+            json!({"status": "resolved", "classification": "truePositive", "determination": "malware"}),
+        )
+        .await;
+    stage
+        .sentinel_shows(
+            &id,
+            json!({"classification": "TruePositive", "classificationReason": "SuspiciousActivity"}),
+        )
+        .await;
+    stage.edit_defender(&id, json!({"classification": "unknown", "determination": "unknown"})).await;
+    stage.sentinel_shows(&id, json!({"status": "Closed", "classification": "Undetermined"})).await;
+    stage.edit_defender(&id, json!({"status": "active"})).await;
+    stage.sentinel_shows(&id, json!({"status": "New"})).await;
+    stage.ends().await;
+    let refused: Vec<_> = stage.calls().await.into_iter().filter(|call| call.status == Some(400)).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+}

@@ -209,7 +209,10 @@ impl Sentinel for SentinelClient {
     }
 
     async fn put(&self, name: &str, write: &SentinelWrite) -> Result<SentinelIncident, Failure> {
-        let call = Call::write("incident-put", Method::PUT, self.one(name)?, wire::put(write));
+        let mut call = Call::write("incident-put", Method::PUT, self.one(name)?, wire::put(write));
+        // No operation documents the header (`sentinel.md` §4): where it is heeded, a create that arrives late cannot
+        // overwrite the twin; where it is not, the planner takes it back.
+        call.only_new = write.etag.is_none();
         let answer = self.caller.send(call).await?;
         if answer.status == 404 {
             return Err(self.caller.status_failure(&answer, "there is no such incident to update"));

@@ -162,11 +162,12 @@ fn labels(properties: &Map<String, Value>) -> Vec<Label> {
 /// The body of a PUT.
 ///
 /// Whether a left-out member is cleared or kept is not documented, so nothing that has a value is left out, and text
-/// that was cleared is sent empty on an update. A missing classification or reason is left out: both mean something
-/// only while Closed, and an open incident has none.
+/// that was cleared is sent empty on an update. A missing classification or reason is left out where there was none
+/// before, and null where there was one: a service that keeps what is left out would else keep the reason of an earlier
+/// verdict, and might refuse it beside the new one.
 pub(super) fn put(write: &SentinelWrite) -> Vec<u8> {
     // No `..`: a new member stops here until somebody thinks.
-    let SentinelWrite { etag, says } = write;
+    let SentinelWrite { etag, says, clears } = write;
     let SentinelSays {
         title,
         description,
@@ -192,14 +193,16 @@ pub(super) fn put(write: &SentinelWrite) -> Vec<u8> {
     if updating || *owner != SentinelOwner::default() {
         say("owner", owner_of(owner));
     }
-    if let Some(classification) = classification {
-        say("classification", json!(classification.as_str()));
+    if *clears || classification.is_some() {
+        say("classification", json!(classification.as_ref().map(SentinelClassification::as_str)));
     }
-    if let Some(reason) = reason {
-        say("classificationReason", json!(reason.as_str()));
+    if *clears || reason.is_some() {
+        say("classificationReason", json!(reason.as_ref().map(SentinelReason::as_str)));
     }
     if comment.is_some() || (updating && classification.is_some()) {
         say("classificationComment", json!(comment.as_deref().unwrap_or_default()));
+    } else if *clears {
+        say("classificationComment", Value::Null);
     }
     say("labels", labels.iter().map(label_of).collect());
     if let Some(at) = first_activity {

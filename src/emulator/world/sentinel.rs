@@ -32,6 +32,11 @@ pub const SWITCHES: &[Switch] = &[
         meaning: "what an update without an etag is taken for (sentinel.md 4)",
     },
     Switch {
+        name: "ifNoneMatch",
+        values: &["ignored", "heeded"],
+        meaning: "whether a PUT with the header If-None-Match: * is refused where the incident exists (sentinel.md 4)",
+    },
+    Switch {
         name: "staleEtag",
         values: &["409", "412"],
         meaning: "the status that refuses an update under an old etag (sentinel.md 4)",
@@ -422,6 +427,11 @@ impl Workspace {
         self.count(&name);
         self.tell(&name, created, &[], moment);
         Ok((if created { 201 } else { 200 }, shown(&self.kept(&name)?.now, moment)))
+    }
+
+    /// Whether there is an incident of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.incidents.contains_key(&key(name))
     }
 
     /// `DELETE /incidents/{name}`
