@@ -17,6 +17,7 @@ use crate::app::patience::Patience;
 use crate::app::reconcile::{REFUSAL_HOLDS, in_progress_refused, store_failure};
 use crate::app::routes::{Route, Routes};
 use crate::domain::failure::{Class, Effect, Failure};
+use crate::domain::mapping as map;
 use crate::domain::model::{
     DefenderIncident, DefenderSays, DefenderStatus, LinkKey, SentinelClassification, SentinelIncident,
     SentinelSays, SentinelStatus, Side,
@@ -413,7 +414,17 @@ fn cause(
     if matches!(field, Field::Verdict | Field::Comment) && !says_verdict {
         return (Cause::Unsaid, "Sentinel says no verdict, which takes none away".to_owned());
     }
-    in_flight.unwrap_or_else(|| (Cause::Unknown, "both sides were agreed on as they are".to_owned()))
+    if let Some(in_flight) = in_flight {
+        return in_flight;
+    }
+    // Programs that replace the list of labels drop it unknowingly, so its going is nobody's choice.
+    if field == Field::Determination
+        && map::determination_label(&sentinel.says.labels, &policy.labels).is_none()
+    {
+        let why = "its label was removed in Sentinel, which chooses no other; the next change of the verdict sets one";
+        return (Cause::Policy, why.to_owned());
+    }
+    (Cause::Unknown, "both sides were agreed on as they are".to_owned())
 }
 
 /// What is under way on a link, if anything is.

@@ -5,7 +5,8 @@ use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::app::reconcile::{FENCE_FOR, Reconciler, Run, alerts_hash, fence_lost, store_failure};
+use crate::app::reconcile::{FENCE_FOR, Reconciler, Run, alerts_hash, fence_lost, merged, store_failure};
+use crate::app::shadow::Shadow;
 use crate::domain::alert::Alert;
 use crate::domain::comments::{self, CommentPlan, CommentsSeen, DefenderPost, SentinelPut};
 use crate::domain::digest::{self, Bookmark};
@@ -86,6 +87,26 @@ impl HungPlan {
         self.tells_history() || self.follow_on
     }
 
+    /// Sends it to where nothing is taken.
+    pub(crate) async fn send_to(&self, shadow: &Shadow, twin: &str, incident: &str) -> Result<(), Failure> {
+        for SentinelPut { id, message, .. } in &self.puts {
+            shadow.takes(shadow.sentinel.put_comment(twin, id, message).await)?;
+        }
+        for (id, message, _) in &self.own {
+            shadow.takes(shadow.sentinel.put_comment(twin, id, message).await)?;
+        }
+        for (id, _, bookmark, _) in &self.bookmarks {
+            shadow.takes(shadow.sentinel.put_bookmark(twin, id, bookmark).await)?;
+        }
+        for DefenderPost { text, .. } in &self.posts {
+            shadow.takes(shadow.defender.comment(incident, text).await)?;
+        }
+        for (id, patch) in &self.follow {
+            shadow.takes(shadow.defender.update_alert(id, patch).await)?;
+        }
+        Ok(())
+    }
+
     fn touches_sentinel(&self) -> bool {
         !self.puts.is_empty() || !self.own.is_empty() || !self.bookmarks.is_empty()
     }
@@ -148,7 +169,7 @@ impl Reconciler {
             true => comments::plan(&look(Some(&[])), &state.comments, &rules),
             false => comments::plan(&look(None), &state.comments, &rules),
         };
-        if !creating && (wanted.list_sentinel || self.may_hide_an_edit(run, seen, planned)) {
+        if !creating && (wanted.list_sentinel || (!merged && self.may_hide_an_edit(run, seen, planned))) {
             let listed = run.route.sentinel.comments(twin).await?;
             wanted = comments::plan(&look(Some(&listed)), &state.comments, &rules);
         }
@@ -157,6 +178,10 @@ impl Reconciler {
         hung.look_again = wanted.look_again;
         hung.notes = wanted.notes;
         hung.ledger = wanted.ledger;
+        if merged {
+            // What is said on it now has no place in Defender. Should it come out of the merge, it has.
+            hung.ledger.list_anew();
+        }
 
         if policy.alerts != AlertMode::Off
             && !merged
@@ -385,7 +410,10 @@ impl Reconciler {
                     }
                     self.metrics.comment(Side::Defender);
                 }
-                Err(failure) => {
+                Err(mut failure) => {
+                    if self.merged_meanwhile(run, &failure).await? {
+                        failure = merged();
+                    }
                     // A later comment must not come before it: the others are not tried, and are not in doubt.
                     let later = hung.markers().skip_while(|known| *known != marker).skip(1);
                     if failure.class != Class::Permanent {

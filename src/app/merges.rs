@@ -9,8 +9,9 @@ use crate::app::hung::History;
 use crate::app::reconcile::{Reconciler, Run, retry, store_failure, twin_id};
 use crate::domain::failure::Failure;
 use crate::domain::mapping as map;
+use crate::domain::merge::Names;
 use crate::domain::model::{DefenderStatus, LinkKey, SentinelComment, Side};
-use crate::domain::plan::Snapshot;
+use crate::domain::plan::{LinkState, Snapshot};
 use crate::domain::policy::Policy;
 use crate::ports::{Hint, Subject};
 
@@ -139,14 +140,27 @@ impl Reconciler {
                 };
                 histories.extend(History::of(&loser, (said, &comments), &run.link.sentinel_id, there));
             }
+            heirs.push(loser);
+            if heirs.last().is_some_and(|loser| run.state.carried.contains(loser)) {
+                // Written, and from then on the winner's own: whoever takes them away again means it.
+                continue;
+            }
+            // Defender moves its tags itself (`graph.md` §9), and who removes one there afterwards means it. What the
+            // twin alone has is ours to carry; a tag that Defender had once was removed there, and not by the merge.
+            let known = link.and_then(|link| serde_json::from_str::<LinkState>(&link.state).ok()?.known);
+            let moved: Names = [defender.as_ref().map(|d| &d.says), known.as_ref().map(|k| &k.defender)]
+                .into_iter()
+                .flatten()
+                .flat_map(|says| map::defender_tags(says, &policy.labels))
+                .collect();
             let tags = sentinel.iter().flat_map(|s| s.says.labels.iter().filter(|label| !label.auto));
             let tags = tags.map(|label| label.name.trim().to_owned());
-            let tags = tags.chain(defender.iter().flat_map(|d| d.says.tags.iter().cloned()));
-            policy.also.tags.extend(tags.filter(|tag| !tag.is_empty() && !policy.labels.own(tag)));
+            policy.also.tags.extend(tags.filter(|tag| {
+                !tag.is_empty() && !policy.labels.own(tag) && !moved.contains(&tag.to_lowercase())
+            }));
             let owner = defender.as_ref().and_then(|d| map::plain_option(d.says.owner.as_deref()));
             let owner = owner.or_else(|| map::owner_to_defender(&sentinel.as_ref()?.says.owner).flatten());
             policy.also.owner = policy.also.owner.take().or(owner);
-            heirs.push(loser);
         }
         Ok((heirs, histories))
     }

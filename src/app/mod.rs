@@ -16,6 +16,7 @@ pub mod patience;
 pub mod poll;
 pub mod reconcile;
 pub mod routes;
+mod shadow;
 pub mod sweep;
 pub mod unmapped;
 pub mod worker;

@@ -15,6 +15,7 @@ use crate::app::hung::{HungPlan, Sent};
 use crate::app::metrics::Metrics;
 use crate::app::native;
 use crate::app::routes::Route;
+use crate::app::shadow::Shadow;
 use crate::app::unmapped;
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::filter::{Filter, Unmatched};
@@ -483,7 +484,8 @@ impl Reconciler {
         }
         self.keep_unmapped(run, &seen, &planned).await?;
         if policy.shadow {
-            return Ok(Ok(self.shadow(run, &planned).await?));
+            let hung = self.hung(run, &seen, &planned, &policy, &histories).await?;
+            return Ok(Ok(self.shadow(run, &planned, &hung).await?));
         }
         self.forward(run, &mut seen).await?;
         let hung = self.hung(run, &seen, &planned, &policy, &histories).await?;
@@ -531,6 +533,11 @@ impl Reconciler {
         };
         match carried {
             Carried::Landed(mut landed) => {
+                if !heirs.is_empty() {
+                    // Before the history, which may take several runs: tags and owner are carried once.
+                    run.state.carried.clone_from(&heirs);
+                    self.save(run, None, &[]).await?;
+                }
                 match self.send_hung(run, &hung).await? {
                     Sent::Held(reason) => return Ok(Ok(Report::of(End::Held(reason)))),
                     // What hangs on an incident moves its etag: learn it, so that our own write is no news. A history is:
@@ -642,20 +649,28 @@ impl Reconciler {
         }
     }
 
-    /// In shadow: everything but the writes. What would have been written is journalled once.
-    async fn shadow(&self, run: &mut Run<'_>, planned: &Plan) -> Result<Report, Failure> {
-        let text = planned.to_string();
-        let nothing = planned.is_empty();
-        let now = Some(hash(&text)).filter(|_| !nothing);
-        let end = match nothing {
+    /// In shadow: everything but the writes, which go to a wrapper that takes none. What would have been written is
+    /// journalled once.
+    async fn shadow(&self, run: &mut Run<'_>, planned: &Plan, hung: &HungPlan) -> Result<Report, Failure> {
+        let shadow = Shadow::of(run.route);
+        if let Some(write) = &planned.sentinel {
+            shadow.takes(shadow.sentinel.put(&run.link.sentinel_id, write).await)?;
+        }
+        if let Some(patch) = &planned.defender {
+            shadow.takes(shadow.defender.update(&run.key.incident_id, patch).await)?;
+        }
+        hung.send_to(&shadow, &run.link.sentinel_id, &run.key.incident_id).await?;
+        let would = shadow.would();
+        let end = match would.is_empty() {
             true => End::InStep,
             false => End::Nothing("in shadow: nothing is written".to_owned()),
         };
+        let now = Some(hash(&format!("{planned}\n{would:?}"))).filter(|_| !would.is_empty());
         if run.state.shadowed != now {
             run.state.shadowed = now;
             let detail = json!({
                 "create": planned.outcome == Outcome::Create, "changes": planned.changes,
-                "clashes": planned.clashes, "cause": run.cause.to_json(),
+                "clashes": planned.clashes, "would": would, "cause": run.cause.to_json(),
             });
             let line = self.line(run, "shadow", detail);
             self.save(run, None, &[line]).await?;
@@ -887,6 +902,9 @@ impl Reconciler {
         });
         let line = self.line(run, "refused", detail);
         self.save(run, None, &[line]).await?;
+        if side == Side::Defender && self.merged_meanwhile(run, &failure).await? {
+            return Err(merged());
+        }
         let in_progress =
             side == Side::Defender && failure.code == "status-400" && writes_in_progress(planned);
         if failure.class == Class::Conflict {
@@ -902,6 +920,16 @@ impl Reconciler {
             in_progress,
             failure,
         }))
+    }
+
+    /// Whether Defender refuses a write because the incident was merged into another since it was read: then no value is
+    /// to blame, and the next look sees the redirect.
+    pub(crate) async fn merged_meanwhile(&self, run: &Run<'_>, failure: &Failure) -> Result<bool, Failure> {
+        if failure.code != "status-400" {
+            return Ok(false);
+        }
+        let now = run.route.defender.incident(&run.key.incident_id).await?;
+        Ok(now.is_some_and(|incident| incident.says.status == DefenderStatus::Redirected))
     }
 
     /// Stores the agreement, now that every write was answered.
@@ -938,6 +966,7 @@ impl Reconciler {
         (state.left_out, state.merged_into) = (run.state.left_out, run.state.merged_into.clone());
         state.unmapped.clone_from(&run.state.unmapped);
         state.inherited.extend(heirs);
+        state.carried.clear();
         state.hung = self.settle_hung(run, seen, hung);
         let look_at = self.look_again(&state.hung, hung);
         let waits = state.hung.follow_waits.is_some();
@@ -1233,6 +1262,11 @@ pub(crate) fn retry(side: Side, code: &str, message: &str) -> Failure {
         message: message.to_owned(),
         effect: Effect::None,
     }
+}
+
+pub(crate) fn merged() -> Failure {
+    let message = "the incident was merged into another since it was read; looking again";
+    Failure { class: Class::Conflict, ..retry(Side::Defender, "merged", message) }
 }
 
 pub(crate) fn fence_lost() -> Failure {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use crate::app::shadow;
 use crate::domain::model::{LinkKey, Side};
 use crate::domain::policy::Policy;
 use crate::ports::{Defender, Directory, Sentinel};
@@ -74,7 +75,7 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Takes the routes. The error is a sentence: two routes of one name, or two that join the same pair, would make
+    /// Takes the routes; those in shadow get both systems through a wrapper that takes no write. The error is a sentence: two routes of one name, or two that join the same pair, would make
     /// one link with two policies.
     pub fn new(routes: Vec<Route>) -> Result<Self, String> {
         let mut registry = Self::default();
@@ -89,7 +90,7 @@ impl Routes {
                     route.name
                 ));
             }
-            let route = Arc::new(route);
+            let route = Arc::new(if route.policy.shadow { shadow::read_only(route) } else { route });
             registry.by_tenant.entry(route.tenant_id.clone()).or_default().push(route.clone());
             registry.by_workspace.entry(route.workspace.clone()).or_default().push(route.clone());
             registry.all.push(route);

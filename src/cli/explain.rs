@@ -179,6 +179,8 @@ fn told(at: &str, kind: &str, detail: &Value) -> Vec<String> {
         "shadow" => {
             lines.push(format!("{at} in shadow, this would be written:"));
             lines.extend(changes(&detail["changes"]));
+            let would = detail["would"].as_array().into_iter().flatten();
+            lines.extend(would.map(|what| format!("    {}", text(what))));
         }
         "vanished" => lines.push(format!("{at} {}", text(&detail["reason"]))),
         "comment" if detail["note"].is_string() => {

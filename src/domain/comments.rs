@@ -311,6 +311,11 @@ impl Ledger {
         self.waits.is_some() || self.posts.values().any(|post| !matches!(post, Post::Parked(_)))
     }
 
+    /// Sentinel's comments are to be listed when they are next of use, even if their number is the same by then.
+    pub fn list_anew(&mut self) {
+        self.count = None;
+    }
+
     fn waits_until(&mut self, at: OffsetDateTime) {
         let at = millis(at);
         self.waits = Some(self.waits.map_or(at, |waits| waits.min(at)));

@@ -124,6 +124,12 @@ async fn every_difference_is_told_with_its_cause() {
         sentinel.says.classification = Some(SentinelClassification::Undetermined);
     });
     low_known("1011");
+    // A determination whose label an analyst took off.
+    stage.change("1012", |defender, _| {
+        defender.says.classification = DefenderClassification::TruePositive;
+        defender.says.determination = DefenderDetermination::Phishing;
+    });
+    low_known("1012");
     stage
         .store()
         .hold(&Hold { route: "*".into(), since: stage.clock.now(), reason: "a test".into() })
@@ -149,6 +155,7 @@ async fn every_difference_is_told_with_its_cause() {
         ("1009", ("owner", "a@example.org", "nothing", Cause::Unknown)),
         ("1010", ("owner", "a@example.org", "nothing", Cause::Clash)),
         ("1011", ("verdict", "truePositive/other", "nothing", Cause::Unsaid)),
+        ("1012", ("determination", "phishing", "nothing", Cause::Policy)),
     ];
     let mut expected: BTreeMap<_, _> = expected.into();
     // What Sentinel says without a reason is shown as it stands.

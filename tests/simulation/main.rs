@@ -16,4 +16,5 @@ mod seeds;
 mod store;
 mod stories;
 mod sweeps;
+mod tales;
 mod truth;

@@ -464,6 +464,14 @@ impl Plant {
         merged
     }
 
+    /// A person takes an incident out of the one that it was merged into.
+    pub(crate) fn unmerge(&mut self, at: (&str, &str), id: &str, now: OffsetDateTime) {
+        self.somebody(at, &format!("{id} is taken out of its merge"), now, |plant| {
+            let tenant = plant.world.tenants.get_mut(at.0).expect("a known tenant");
+            tenant.unmerge(id, now).is_ok()
+        });
+    }
+
     /// A person edits in the Defender portal. False when it was refused.
     pub(crate) fn person_in_defender(
         &mut self,

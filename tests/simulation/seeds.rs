@@ -104,10 +104,6 @@ impl Life {
                 if rng.bool() {
                     plant.world.switches.set("equalTimes", "off").expect("its own value");
                 }
-                if plant.world.switches.is("omittedMembers", "kept") {
-                    // With both, nobody who leaves a reason out could ever take one back.
-                    plant.world.switches.set("strictVerdict", "off").expect("its own value");
-                }
             }
             if rng.bool() {
                 plant.subscribe(&tenant, now);
