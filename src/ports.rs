@@ -382,11 +382,12 @@ pub trait Store: Send + Sync + 'static {
     async fn queued(&self, subject: &Subject) -> Result<Option<Queued>, StoreError>;
 
     /// What is parked, newest first, at most `most`. An incident is listed once, with every reason: its rows on both
-    /// sides and its links may each be parked.
+    /// sides and its links may each be parked. The subject is the Defender incident, which stands for all of it, or the
+    /// twin where nothing but its row is parked.
     async fn parked(&self, most: usize) -> Result<Vec<Parked>, StoreError>;
 
-    /// Makes all that is parked of an incident runnable again: its rows on both sides and its links. False when nothing
-    /// was parked.
+    /// Makes what is parked of an incident runnable again: of a Defender incident, its row, its links and their twins'
+    /// rows; of a twin, its row, its links and their incidents' rows. False when nothing was parked.
     async fn unpark(&self, subject: &Subject, now: OffsetDateTime) -> Result<bool, StoreError>;
 
     /// The state of the queue.

@@ -68,6 +68,16 @@ pub(crate) enum Broken {
     Cut(String),
 }
 
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Broken::NotSent(why) => write!(f, "it cannot be reached: {why}"),
+            Broken::TimedOut => f.write_str("it did not answer in time"),
+            Broken::Cut(why) => write!(f, "the connection broke: {why}"),
+        }
+    }
+}
+
 impl Transport {
     /// Builds the client. Proxies are taken from the usual environment variables.
     pub fn new(options: &ClientOptions) -> Result<Self, TransportError> {

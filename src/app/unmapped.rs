@@ -136,7 +136,7 @@ pub async fn report<'p>(
         }
     }
     let mut lines: Vec<Line> = lines.into_values().collect();
-    lines.sort_by(|a, b| b.incidents.cmp(&a.incidents));
+    lines.sort_by_key(|line| std::cmp::Reverse(line.incidents));
     Ok(lines)
 }
 

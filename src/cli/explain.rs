@@ -64,8 +64,7 @@ async fn of_service(config: &Config, mut url: Url, route: &str, incident: &str) 
     let extra_ca = config.ca_pem.clone().map(String::into_bytes);
     let transport = Transport::new(&ClientOptions { extra_ca, ..ClientOptions::default() })?;
     let request = transport.request(Method::GET, url.clone()).bearer_auth(token.expose_secret());
-    let answer =
-        transport.send(request).await.map_err(|why| anyhow::anyhow!("{url} did not answer: {why:?}"))?;
+    let answer = transport.send(request).await.map_err(|why| anyhow::anyhow!("{url}: {why}"))?;
     let body: Value = serde_json::from_slice(&answer.body)
         .with_context(|| format!("{url} answered {} with something else than JSON", answer.status))?;
     if !answer.is_success() {

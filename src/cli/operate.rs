@@ -51,10 +51,22 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
 
 pub(super) async fn hold(config: &Config, which: &Which, reason: &str) -> anyhow::Result<ExitCode> {
     let route = which.named(config)?;
-    let hold = Hold { route: route.clone(), since: SystemClock.now(), reason: reason.to_owned() };
+    let reason = match by_whom(|name| std::env::var(name).ok()) {
+        Some(who) => format!("{reason} (by {who})"),
+        None => reason.to_owned(),
+    };
+    let hold = Hold { route: route.clone(), since: SystemClock.now(), reason };
     open(config).await?.hold(&hold).await?;
     println!("{} held: nothing is written until `lockstep release`", all_or(&route));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Who types, as far as the machine knows: behind `sudo`, whoever called it.
+fn by_whom(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let plain = |name: &String| {
+        (1..=64).contains(&name.len()) && name.chars().all(|one| one.is_ascii_graphic() || one == ' ')
+    };
+    ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| variable(name).filter(plain))
 }
 
 pub(super) async fn release(config: &Config, which: &Which) -> anyhow::Result<ExitCode> {
@@ -127,6 +139,16 @@ pub(super) fn link_of<'c>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_called_sudo_holds() {
+        let of = |known: &'static [(&str, &str)]| {
+            by_whom(|name| known.iter().find(|(of, _)| *of == name).map(|(_, who)| (*who).to_owned()))
+        };
+        assert_eq!(of(&[("USER", "root"), ("SUDO_USER", "ada")]).as_deref(), Some("ada"));
+        assert_eq!(of(&[("USER", ""), ("LOGNAME", "bo")]).as_deref(), Some("bo"));
+        assert_eq!(of(&[("USER", "two\nlines")]), None);
+    }
 
     #[test]
     fn a_printed_subject_is_read_back() {

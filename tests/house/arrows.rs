@@ -54,7 +54,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "trace",
         may_import: &["domain"],
-        only_crates: Some(&["std", "serde", "tokio"]),
+        only_crates: Some(&["std", "serde", "time", "tokio"]),
         never: &["std::env", "std::fs", "std::net"],
     },
     Layer {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use lockstep::domain::model::{LinkKey, Side};
 use lockstep::ports::{
     BACKGROUND_SHARE, Delivery, Fence, Held, Hint, Hold, JobLease, JournalEntry, LinkRecord, Parked,
-    QueueStats, Remembered, Settlement, Store, StoreError, Subject,
+    QueueStats, Queued, Remembered, Settlement, Store, StoreError, Subject,
 };
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -554,6 +554,113 @@ pub(crate) async fn a_person_unparks_a_row_and_its_link(place: Place) {
         settle(&store, &lease, done(at(10)), at(10)).await;
     }
     assert_eq!(ids_of(&store.parked(10).await.unwrap()), ["2"], "the other one is still there");
+}
+
+/// The rows of both sides and two links of one incident are all put aside: one entry, with every reason once.
+pub(crate) async fn what_is_parked_of_one_incident_is_one_entry(place: Place) {
+    let store = place.open().await;
+    let twin = Subject { side: Side::Sentinel, scope: "w".to_owned(), native_id: "twin 1".to_owned() };
+    let aside = |subject: &Subject, reason: &'static str, second: i64| {
+        let (store, subject) = (store.clone(), subject.clone());
+        async move {
+            let hint = Hint { subject, version: None, source: "poll".to_owned() };
+            tell(&store, hint, at(second)).await;
+            let lease = lease_one(&store, at(second)).await.unwrap();
+            settle(&store, &lease, park(reason), at(second)).await;
+        }
+    };
+    let parked_link = |workspace: &str, reason: &str| LinkRecord {
+        parked: Some(reason.to_owned()),
+        ..link("t", "1", workspace)
+    };
+    save(&store, &parked_link("w", "gone")).await;
+    save(&store, &link("t", "9", "w")).await;
+    let entry = |subject: &Subject, reason: &str, since: i64| Parked {
+        subject: subject.clone(),
+        reason: reason.to_owned(),
+        since: at(since),
+    };
+    let incident = subject("t", "1");
+    assert_eq!(store.parked(10).await.unwrap(), [entry(&incident, "gone", 5)], "the link alone");
+
+    aside(&twin, "gone", 6).await;
+    assert_eq!(store.parked(10).await.unwrap(), [entry(&incident, "gone", 6)], "one reason, said twice");
+    assert_eq!(store.queue_stats().await.unwrap().parked, 1);
+
+    save(&store, &parked_link("v", "also gone")).await;
+    aside(&incident, "refused", 7).await;
+    aside(&subject("t", "2"), "another", 8).await;
+    let all = entry(&incident, "refused; and: gone; and: also gone", 7);
+    assert_eq!(store.parked(10).await.unwrap(), [entry(&subject("t", "2"), "another", 8), all]);
+    assert_eq!(store.parked(1).await.unwrap().len(), 1);
+    assert_eq!(store.queue_stats().await.unwrap().parked, 2, "counted as they are listed");
+
+    // All of it is tried again, and nothing else; by the twin's name what is the twin's.
+    for (known_by, still) in [(&incident, ["2"].as_slice()), (&twin, &["2", "1"])] {
+        assert!(store.unpark(known_by, at(9)).await.unwrap());
+        let mut left = store.parked(10).await.unwrap();
+        left.sort_by_key(|one| std::cmp::Reverse(one.subject.native_id.clone()));
+        assert_eq!(ids_of(&left), still, "{known_by}");
+        for workspace in ["w", "v"] {
+            save(&store, &parked_link(workspace, "gone")).await;
+        }
+        while let Some(lease) = lease_one(&store, at(9)).await {
+            settle(&store, &lease, park("again"), at(9)).await;
+        }
+    }
+    // A twin's row alone has its own name.
+    assert!(store.unpark(&incident, at(9)).await.unwrap());
+    aside(&twin, "odd", 10).await;
+    assert_eq!(store.parked(1).await.unwrap(), [entry(&twin, "odd", 10)]);
+}
+
+pub(crate) async fn a_row_is_shown_as_it_waits(place: Place) {
+    let store = place.open().await;
+    let one = subject("t", "1");
+    assert_eq!(store.queued(&one).await.unwrap(), None);
+    tell(&store, hint_of("t", "1", Some("v1"), "poll"), at(1)).await;
+    let waiting = Queued {
+        subject: one.clone(),
+        hints: 1,
+        since: Some(at(1)),
+        sources: "poll".to_owned(),
+        version: Some("v1".to_owned()),
+        attempts: 0,
+        next: at(1),
+        leased: false,
+        background: false,
+        parked: None,
+    };
+    assert_eq!(store.queued(&one).await.unwrap().as_ref(), Some(&waiting));
+
+    let lease = lease_one(&store, at(2)).await.unwrap();
+    tell(&store, hint_of("t", "1", Some("v2"), "playbook"), at(3)).await;
+    let in_hand = Queued {
+        hints: 2,
+        sources: "poll,playbook".to_owned(),
+        version: None,
+        next: at(62),
+        leased: true,
+        ..waiting.clone()
+    };
+    assert_eq!(store.queued(&one).await.unwrap().as_ref(), Some(&in_hand));
+
+    settle(&store, &lease, Settlement::Again { not_before: at(90), counts: true }, at(4)).await;
+    let later = Queued { attempts: 1, next: at(90), leased: false, ..in_hand };
+    assert_eq!(store.queued(&one).await.unwrap().as_ref(), Some(&later), "with all that it is to serve");
+
+    let lease = lease_one(&store, at(90)).await.unwrap();
+    settle(&store, &lease, park("no such thing"), at(91)).await;
+    let row = store.queued(&one).await.unwrap().unwrap();
+    assert_eq!(row.parked, Some(("no such thing".to_owned(), at(91))));
+
+    tell(&store, hint_of("t", "2", None, "sweep"), at(92)).await;
+    let row = store.queued(&subject("t", "2")).await.unwrap().unwrap();
+    assert!(row.background && row.since == Some(at(92)));
+    let lease = lease_one(&store, at(92)).await.unwrap();
+    settle(&store, &lease, done(at(92)), at(92)).await;
+    let served = store.queued(&subject("t", "2")).await.unwrap().unwrap();
+    assert_eq!((served.hints, served.since), (0, None));
 }
 
 fn ids_of(parked: &[Parked]) -> Vec<&str> {

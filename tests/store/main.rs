@@ -55,6 +55,8 @@ contract! {
     contract::a_parked_row_waits_for_news,
     contract::news_that_came_while_the_job_ran_is_news,
     contract::a_person_unparks_a_row_and_its_link,
+    contract::what_is_parked_of_one_incident_is_one_entry,
+    contract::a_row_is_shown_as_it_waits,
     contract::a_repeated_delivery_stores_nothing,
     contract::a_delivery_repeated_at_the_same_time_is_stored_once,
     contract::no_wake_up_is_lost,

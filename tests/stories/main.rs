@@ -17,6 +17,7 @@ mod bad_records;
 mod budget;
 mod doors;
 mod drift;
+mod explains;
 mod fields;
 mod many;
 mod merged;

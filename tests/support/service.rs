@@ -213,6 +213,13 @@ impl Service {
         (answer.status(), answer.text().await.expect("the answer is text"))
     }
 
+    /// GET of the API, with a bearer token, as JSON.
+    pub(crate) async fn ask(&self, path: &str, token: &str) -> (StatusCode, Value) {
+        let answer = self.http.get(self.url(path)).bearer_auth(token).send().await;
+        let answer = answer.expect("the service answers");
+        (answer.status(), answer.json().await.expect("the answer is JSON"))
+    }
+
     /// One signed playbook post about an incident of workspace number `number`. `Err`: no answer came.
     pub(crate) async fn post_playbook(
         &self,

@@ -295,8 +295,8 @@ struct Aside {
     link: bool,
 }
 
-/// What is parked, one entry for each incident, newest first. It is called by its Defender row, else by its Sentinel
-/// row; where only its links are parked, by the Defender incident.
+/// What is parked, one entry for each incident, newest first. It is called by the Defender incident, which stands for
+/// all of it; only where nothing but a Sentinel row is parked, by that.
 fn one_for_each(mut aside: Vec<Aside>, most: usize) -> Result<Vec<Parked>, StoreError> {
     aside.sort_by_key(|one| (one.link, one.side));
     let mut entries: Vec<Parked> = Vec::new();
@@ -307,13 +307,14 @@ fn one_for_each(mut aside: Vec<Aside>, most: usize) -> Result<Vec<Parked>, Store
             Some((scope, native_id)) => Subject { side: Side::Defender, scope, native_id },
             None => subject.clone(),
         };
-        match places.entry(known_by) {
+        match places.entry(known_by.clone()) {
             Entry::Vacant(place) => {
                 place.insert(entries.len());
                 entries.push(Parked { subject, reason, since: instant(since) });
             }
             Entry::Occupied(place) => {
                 let entry = &mut entries[*place.get()];
+                entry.subject = known_by;
                 entry.since = entry.since.max(instant(since));
                 if !entry.reason.split(REASONS).any(|known| known == reason) {
                     entry.reason = format!("{}{REASONS}{reason}", entry.reason);
