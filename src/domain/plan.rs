@@ -840,6 +840,16 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
                 Side::Sentinel => copy_sentinel(own, field, s, &mut goal_s),
                 Side::Defender => copy_defender(field, d, &mut goal_d),
             }
+            if (side, field) == (Side::Sentinel, Field::Status) && s.status != SentinelStatus::Closed {
+                // What belongs to the closing waits with it: an open twin has no verdict, but the PUT would carry one.
+                for with in [Field::Verdict, Field::Comment] {
+                    let before = goal_s.clone();
+                    copy_sentinel(own, with, s, &mut goal_s);
+                    if before != goal_s {
+                        planner.plan.withheld.push((side, with));
+                    }
+                }
+            }
         }
     }
     // The tags that are written may be fewer than what was decided.
