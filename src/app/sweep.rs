@@ -140,6 +140,8 @@ struct Listed {
     at: OffsetDateTime,
     words: u64,
     version: String,
+    /// How many comments a Defender incident has: they need not move its time (`graph.md` §7.4).
+    comments: usize,
 }
 
 impl Sweeper {
@@ -253,8 +255,8 @@ impl ScopeSweep {
                     (Side::Defender, None) => told.push(link.key),
                     (Side::Defender, Some(known)) => {
                         since = since.min(known.defender_updated);
-                        let words =
-                            both(&format_instant(known.defender_updated), defender_words(&known.defender));
+                        let words = mark(&(defender_words(&known.defender), state.hung.defender_comments));
+                        let words = both(&format_instant(known.defender_updated), words);
                         let words = if link.parked.is_some() { ALWAYS } else { words };
                         expected.insert(mark(&link.key), words);
                     }
@@ -346,6 +348,7 @@ impl ScopeSweep {
         let news = |link: &LinkRecord| {
             let state = serde_json::from_str::<LinkState>(&link.state).unwrap_or_default();
             link.parked.is_some()
+                || record.comments > state.hung.defender_comments
                 || state.known.filter(|_| state.intents.is_empty()).is_none_or(|known| record.is_news(&known))
         };
         Ok(links
@@ -456,8 +459,9 @@ impl ScopeSweep {
 impl From<DefenderIncident> for Listed {
     fn from(incident: DefenderIncident) -> Self {
         let (version, words) = (format_instant(incident.updated), defender_words(&incident.says));
-        let (side, mark) = (Side::Defender, both(&version, words));
-        Self { side, mark, at: incident.updated, words, version, name: incident.id }
+        let comments = incident.comments.len();
+        let (side, mark) = (Side::Defender, both(&version, mark(&(words, comments))));
+        Self { side, mark, at: incident.updated, words, version, name: incident.id, comments }
     }
 }
 
@@ -465,7 +469,7 @@ impl From<SentinelIncident> for Listed {
     fn from(incident: SentinelIncident) -> Self {
         let (version, words) = (incident.etag, sentinel_words(&incident.says));
         let (side, mark) = (Side::Sentinel, both(&version, words));
-        Self { side, mark, at: incident.modified, words, version, name: incident.name }
+        Self { side, mark, at: incident.modified, words, version, name: incident.name, comments: 0 }
     }
 }
 
