@@ -185,6 +185,26 @@ async fn an_unmerge_reads_both_incidents_again() {
     assert_eq!(asked, 0, "alerts_every = \"0s\" asks for no list");
 }
 
+/// Comments have no list of their own. Where they move no time either, the sweep finds them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_comment_that_moves_no_time_is_found_by_the_sweep() {
+    let switches = json!({"commentsTouch": "off"});
+    let stage = Stage::set(Scene { switches, poll: "sweep_every = \"2s\"\n", ..Scene::default() }).await;
+    let (id, name) = stage.linked(fresh("Talked about in silence")).await;
+    stage.ends().await;
+    stage.emulator.say(&stage.places[0], &id, "Omar Salah", "Nobody was told of this.").await;
+    stage
+        .until("Sentinel has the comment", |state| {
+            let comments = state.comments(&stage.places[0], &name);
+            let texts: Vec<String> =
+                comments.iter().map(|one| one["properties"]["message"].to_string()).collect();
+            let found = texts.iter().filter(|text| text.contains("Nobody was told of this.")).count();
+            if found == 1 { Ok(()) } else { Err(format!("{texts:?}")) }
+        })
+        .await;
+    stage.ends().await;
+}
+
 // ---- alerts that follow their incident -----------------------------------------------------------------------------
 
 fn closed(classification: &str, reason: &str) -> Value {
