@@ -1087,6 +1087,8 @@ impl Sentinel for Plug {
         let land = move |plant: &mut Plant, now, late| {
             let link = plant.disk.lock().unwrap().links.values().find(|link| link.sentinel_id == of).cloned();
             let id = link.map(|link| link.key.incident_id).unwrap_or_default();
+            // An update goes under the etag of its read, however late it comes. A create has none.
+            let late = late && body["etag"].is_null();
             plant.land((&tenant, &place, &id, Side::Sentinel), None, (now, late), |plant| {
                 let app = plant.app.clone();
                 let put = |place: &mut Workspace, moment: &Moment<'_>| place.put_incident(&of, &body, moment);

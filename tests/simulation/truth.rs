@@ -455,31 +455,31 @@ impl Truth {
             }
             return Ok(());
         }
-        // The pointer stays in the comment of what a person has taken out of a merge.
-        if self.merged.contains(id) {
-            return Ok(());
-        }
+        let unmerged = self.merged.contains(id);
         let mut cells: BTreeSet<Cell> = Face::cells(defender, sentinel).into_iter().collect();
         cells.extend(self.edits.keys().filter(|(of, ..)| of == id).map(|(.., cell)| cell.clone()));
         cells.extend(self.rest.keys().filter(|(of, _)| of == id).map(|(_, cell)| cell.clone()));
         for cell in cells {
             let (d, s) = (defender.word(&cell), sentinel.word(&cell));
             let both = flows_both_ways(cell.field());
+            let derived = matches!(cell, Cell::Verdict | Cell::Comment);
             let own = self.own_words.contains(&(id.to_owned(), cell.clone()));
             let differ = d.means.is_some() && s.means.is_some() && d.means != s.means;
-            if differ && (both || (!own && matches!(cell, Cell::Title | Cell::Description))) {
+            // The pointer stays in the comment of what a person has taken out of a merge.
+            let pointer = unmerged && derived;
+            if differ && !pointer && (both || (!own && matches!(cell, Cell::Title | Cell::Description))) {
                 return Err(format!("{id}: {cell:?} is {:?} here and {:?} there", d.native, s.native));
             }
-            if !both || self.tainted.contains(&(id.to_owned(), cell.clone())) {
+            // What was edited while it was merged away was nobody's business.
+            if !both || unmerged || self.tainted.contains(&(id.to_owned(), cell.clone())) {
                 continue;
             }
             let last = |side| self.edits.get(&(id.to_owned(), side, cell.clone())).filter(|edit| edit.fresh);
             let lasts = [last(Side::Defender), last(Side::Sentinel)];
             let fits = |means: &Option<String>| means.is_none() || *means == d.means || *means == s.means;
-            let derived = matches!(cell, Cell::Verdict | Cell::Comment);
+            let was = self.rest.get(&(id.to_owned(), cell.clone()));
             if lasts.iter().all(Option::is_none) {
-                let was = self.rest.get(&(id.to_owned(), cell.clone()));
-                if was.is_some() && !derived && !fits(&was.cloned()) {
+                if !fits(&was.cloned()) {
                     return Err(format!(
                         "{id}: {cell:?} is {:?}, and nobody edited it: {was:?} before",
                         d.native
@@ -491,9 +491,10 @@ impl Truth {
                 let over = edit.superseded.is_some_and(|at| !clashed(disk, id, &cell, at));
                 !over && fits(&edit.word.means)
             });
+            // Who closes without a word leaves what was said before.
             let silent =
                 last(Side::Sentinel).is_some_and(|edit| says_nothing(Side::Sentinel, &cell, &edit.word));
-            if !(may || derived && silent) {
+            if !(may || derived && silent && fits(&was.cloned())) {
                 let said: Vec<_> = lasts.iter().flatten().map(|edit| (&edit.word.native, edit.at)).collect();
                 return Err(format!(
                     "{id}: {cell:?} is {:?}, but people said {said:?}: an edit is lost",
