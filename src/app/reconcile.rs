@@ -1140,7 +1140,7 @@ impl Reconciler {
         if planned.unsaid.is_empty() {
             return Ok(Vec::new());
         }
-        let recent = self.store.journal(run.key, 50).await.map_err(store_failure)?;
+        let recent = self.store.journal(run.key, 100).await.map_err(store_failure)?;
         let lines = planned
             .unsaid
             .iter()
