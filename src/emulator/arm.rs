@@ -41,8 +41,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 async fn serve(
     State(shared): State<Arc<Shared>>,
     Extension(caller): Extension<Caller>,
-    Extension(ids): Extension<Ids>,
-    Extension(Stale(stale)): Extension<Stale>,
+    (Extension(ids), Extension(Stale(stale))): (Extension<Ids>, Extension<Stale>),
     method: Method,
     uri: Uri,
     headers: HeaderMap,
