@@ -278,9 +278,10 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Remembered, StoreError>;
 
     /// Leases up to `most` rows that want service, are not parked, not leased (or their lease ran out) and due.
-    /// Live rows come first, whatever their scope, but for one lease in [`BACKGROUND_SHARE`]; a row is background only
-    /// while every hint it has yet to serve is ([`Hint::background`]) and no person unparked it. Among the rows of either kind: oldest hint first, but fair
-    /// between scopes (no scope gets a second row while another waits for its first).
+    /// Live rows come first, whatever their scope, but for one lease in [`BACKGROUND_SHARE`], which is then the first
+    /// of the answer, because whoever leases several may give the others back; a row is background only while every
+    /// hint it has yet to serve is ([`Hint::background`]) and no person unparked it. Among the rows of either kind:
+    /// oldest hint first, but fair between scopes (no scope gets a second row while another waits for its first).
     /// Scopes in `skip` get none: they cannot be served now, and looking at their rows would be work for nothing.
     async fn lease_jobs(
         &self,
