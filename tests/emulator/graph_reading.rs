@@ -322,3 +322,43 @@ async fn alerts_are_listed_filtered_and_counted() {
         .expect(200);
     assert_eq!(ids(&low), ["da-second"]);
 }
+
+/// What a poll of alerts asks: those that changed since an instant, page by page, whatever the time of their incident.
+#[tokio::test]
+async fn alerts_that_changed_are_listed_whether_or_not_their_incident_moved() {
+    let desk = Desk::open().await;
+    let token = desk.app_token("graph", "reader").await;
+    let alerts: Vec<Value> = (0..5).map(|number| json!({"id": format!("da-{number}")})).collect();
+    let id = desk.incident(json!({"displayName": "Many", "alerts": alerts})).await;
+    desk.switch("alertsTouch", "off").await;
+    let incident = async || {
+        let path = format!("/security/incidents/{id}");
+        let incident = desk.graph(&token, Method::GET, &path, Value::Null).await.expect(200);
+        incident["lastUpdateDateTime"].clone()
+    };
+    let before = incident().await;
+    let since = before.as_str().expect("an instant").to_owned();
+    let patch = json!({"status": "inProgress"});
+    desk.graph(&token, Method::PATCH, "/security/alerts_v2/da-3", patch).await.expect(200);
+    let path = format!("/incidents/{id}/alerts");
+    let late = json!({"id": "da-late", "lastUpdateDateTime": "2020-01-01T00:00:00Z"});
+    desk.control(Method::POST, &path, late).await.expect(201);
+    assert_eq!(incident().await, before, "its time stands still");
+
+    let mut found = Vec::new();
+    let mut path = format!("/security/alerts_v2?$filter=lastUpdateDateTime%20gt%20{since}&$top=1");
+    loop {
+        let page = desk.graph(&token, Method::GET, &path, Value::Null).await.expect(200);
+        for alert in page["value"].as_array().expect("a page") {
+            schema::graph("microsoft.graph.security.alert", alert);
+            assert_eq!(alert["incidentId"], id.as_str());
+            found.push(alert["id"].as_str().expect("an id").to_owned());
+        }
+        let Some(next) = page["@odata.nextLink"].as_str() else { break };
+        path = next.split_once("/v1.0").expect("a link to the same service").1.to_owned();
+    }
+    found.sort();
+    assert_eq!(found, ["da-3", "da-late"]);
+    let refused = "/security/alerts_v2?$filter=incidentId%20eq%20'1'";
+    desk.graph(&token, Method::GET, refused, Value::Null).await.refused(400);
+}

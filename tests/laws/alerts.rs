@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lockstep::domain::alert::{self, Alert, EntityKind};
 use lockstep::domain::digest::{alert_digest, bookmark, bookmarked};
-use lockstep::domain::model::DefenderSeverity;
+use lockstep::domain::model::{AlertPatch, DefenderClassification, DefenderDetermination, DefenderSeverity};
 use lockstep::domain::text::units;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -202,5 +202,27 @@ proptest! {
             let one = json!({"@odata.type": odata, member.clone(): value, "userAccount": value, "fileDetails": value});
             prop_assert!(!kinds(&one).is_empty());
         }
+    }
+}
+
+/// What alerts are still to be told is stored between two runs, and "nobody" is not "nothing said".
+#[test]
+fn a_stored_patch_of_an_alert_says_the_same_again() {
+    let said = [
+        AlertPatch::default(),
+        AlertPatch { owner: Some(None), ..AlertPatch::default() },
+        AlertPatch {
+            status: Some("resolved".into()),
+            owner: Some(Some("omar@contoso.com".into())),
+            verdict: Some((DefenderClassification::TruePositive, DefenderDetermination::Phishing)),
+        },
+    ];
+    for patch in said {
+        let text = serde_json::to_string(&patch).unwrap();
+        assert_eq!(serde_json::from_str::<AlertPatch>(&text).unwrap(), patch, "{text}");
+        let pieces = patch.apart();
+        let whole = pieces.iter().fold(AlertPatch::default(), |whole, (_, piece)| whole.with(piece));
+        assert_eq!(whole, patch);
+        assert!(patch.without(&patch).is_empty());
     }
 }
