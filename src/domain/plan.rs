@@ -1073,7 +1073,10 @@ fn verdict(
         None if !closing => {}
         None => {
             let filled = map::verdict_to_sentinel(&d_verdict).filter(|_| flows_to_sentinel);
-            let now_closing = base.sentinel().is_none_or(|s| s.status != SentinelStatus::Closed);
+            // What it shows goes before what was last proved: an announced write may have closed it, and somebody has
+            // opened it again since.
+            let now_closing = s.status != SentinelStatus::Closed
+                || base.sentinel().is_none_or(|known| known.status != SentinelStatus::Closed);
             let defender_moved = base.defender().is_none_or(|k| {
                 (&k.classification, &k.determination) != (&d.classification, &d.determination)
             });
@@ -1122,7 +1125,7 @@ fn verdict(
     } else if flows_to_sentinel && closing {
         let defender_moved =
             base.defender().is_none_or(|k| map::plain_option(k.resolving_comment.as_deref()) != d_comment);
-        if !was_closed || defender_moved {
+        if s.status != SentinelStatus::Closed || !was_closed || defender_moved {
             goal_s.comment = d_comment;
         }
     }
