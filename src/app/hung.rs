@@ -77,6 +77,13 @@ impl HungPlan {
         self.posts.iter().map(|post| post.marker.as_str())
     }
 
+    /// How many comments Sentinel has more when all of it is sent, where the digest had so many parts before.
+    pub(crate) fn adds(&self, digest: usize) -> u32 {
+        let new = |part: &&Option<Part>| part.is_none_or(|(part, _)| part >= digest);
+        let own = self.own.iter().map(|(_, _, part)| part).filter(new).count();
+        u32::try_from(self.puts.len() + own).unwrap_or(u32::MAX)
+    }
+
     /// Whether a history is told, which Defender is to have as well.
     pub(crate) fn tells_history(&self) -> bool {
         self.own.iter().any(|(_, _, digest)| digest.is_none())

@@ -949,6 +949,13 @@ impl Reconciler {
         let comments = |incident: &Option<DefenderIncident>| incident.as_ref().map(|i| i.comments.len());
         let again =
             again || comments(&landed.defender).is_some_and(|now| Some(now) > comments(&seen.defender));
+        // So does one in Sentinel behind the version that our own comments have moved: there are more than we added.
+        let count = |incident: &Option<SentinelIncident>| incident.as_ref().and_then(|i| i.comments_count);
+        let ours = hung.adds(seen.state.hung.digest.len());
+        let again = again
+            || count(&landed.after)
+                .zip(count(&seen.sentinel))
+                .is_some_and(|(after, before)| after > before.saturating_add(ours));
         if again && let Some(known) = &mut state.known {
             // What is remembered is not what the answered versions show. No hint and no read may take those versions
             // for old news.
