@@ -78,18 +78,20 @@ impl Deed {
     /// Something that somebody does to one of these incidents.
     pub(crate) fn choose(rng: &mut fastrand::Rng, ids: &[String], mood: Mood) -> Self {
         let (who, id) = (one_of(rng, &PEOPLE), ids[rng.usize(..ids.len())].clone());
+        // Those who quarrel take back what they did, again and again.
+        let choices = if mood == Mood::Quarrel { 2 } else { 4 };
         let deed = match mood {
             Mood::Ordinary => rng.u8(..100),
             Mood::Quarrel => rng.u8(..68),
             Mood::Talk => [rng.u8(68..91), rng.u8(..100)][usize::from(rng.u8(..4) == 0)],
         };
         match deed {
-            0..34 => Self::in_defender(rng, who, id),
+            0..34 => Self::in_defender(rng, who, id, choices),
             34..68 => {
                 let edit = match rng.u8(..12) {
                     0..3 => Edit::Member(
                         "severity",
-                        json!(one_of(rng, &["High", "Medium", "Low", "Informational"])),
+                        json!(one_of(rng, &["High", "Medium", "Low", "Informational"][..choices])),
                     ),
                     3..5 => Edit::Open(one_of(rng, &["New", "Active"])),
                     5..7 => {
@@ -99,9 +101,9 @@ impl Deed {
                     }
                     7..9 => {
                         let nobody = rng.u8(..3) == 0;
-                        Edit::Owner(if nobody { None } else { Some(one_of(rng, &PEOPLE)) })
+                        Edit::Owner(if nobody { None } else { Some(one_of(rng, &PEOPLE[..choices.min(3)])) })
                     }
-                    9..11 => Edit::Label { name: one_of(rng, &TAGS), add: rng.u8(..3) > 0 },
+                    9..11 => Edit::Label { name: one_of(rng, &TAGS[..choices]), add: rng.u8(..3) > 0 },
                     _ => Edit::Member("title", json!(text(rng, "Case"))),
                 };
                 Deed::Sentinel { who, id, edit }
@@ -130,9 +132,9 @@ impl Deed {
         }
     }
 
-    fn in_defender(rng: &mut fastrand::Rng, who: &'static str, id: String) -> Self {
+    fn in_defender(rng: &mut fastrand::Rng, who: &'static str, id: String, choices: usize) -> Self {
         let members = match rng.u8(..12) {
-            0..3 => json!({"severity": one_of(rng, &["high", "medium", "low", "informational"])}),
+            0..3 => json!({"severity": one_of(rng, &["high", "medium", "low", "informational"][..choices])}),
             3..5 => json!({"status": one_of(rng, &["active", "inProgress"])}),
             5..7 => {
                 let (classification, determination) = one_of(rng, &PAIRS);
@@ -150,10 +152,15 @@ impl Deed {
             }
             8 => {
                 let nobody = rng.u8(..3) == 0;
-                json!({"assignedTo": if nobody { Value::Null } else { json!(one_of(rng, &PEOPLE)) }})
+                json!({"assignedTo": if nobody { Value::Null } else { json!(one_of(rng, &PEOPLE[..choices.min(3)])) }})
             }
             9..11 => {
-                return Deed::TagInDefender { who, id, tag: one_of(rng, &TAGS), add: rng.u8(..3) > 0 };
+                return Deed::TagInDefender {
+                    who,
+                    id,
+                    tag: one_of(rng, &TAGS[..choices]),
+                    add: rng.u8(..3) > 0,
+                };
             }
             _ => json!({"displayName": text(rng, "Incident")}),
         };

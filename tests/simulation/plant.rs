@@ -399,12 +399,12 @@ impl Plant {
             };
             if let (Some(before), Some(after)) = (d, &defender) {
                 let (at, knows) = ((id.as_str(), Side::Defender), knows(&id, Side::Defender));
-                let changes = self.truth.edited(at, (before, after), sentinel.as_ref(), knows.as_ref(), now);
+                let changes = self.truth.edited(at, (before, after), sentinel.as_ref(), &knows, now);
                 told.extend(changes.into_iter().map(|change| format!("defender {id} {change}")));
             }
             if let (Some(before), Some(after)) = (s, &sentinel) {
                 let (at, knows) = ((id.as_str(), Side::Sentinel), knows(&id, Side::Sentinel));
-                let changes = self.truth.edited(at, (before, after), defender.as_ref(), knows.as_ref(), now);
+                let changes = self.truth.edited(at, (before, after), defender.as_ref(), &knows, now);
                 told.extend(changes.into_iter().map(|change| format!("sentinel {id} {change}")));
             }
         }

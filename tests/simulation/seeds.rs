@@ -281,7 +281,11 @@ impl Life {
             }
             _ => {
                 let deed = Deed::choose(&mut self.rng, &self.ids, self.mood);
-                shared.with(|plant, now| deed.done(plant, (&at.0, &at.1), now));
+                // Somebody clicks twice: two comments with the same words at the same time.
+                let twice = matches!(deed, Deed::CommentInDefender { .. }) && self.rng.u8(..8) == 0;
+                for deed in std::iter::repeat_n(deed, 1 + usize::from(twice)) {
+                    shared.with(|plant, now| deed.done(plant, (&at.0, &at.1), now));
+                }
             }
         }
     }

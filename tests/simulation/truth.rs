@@ -204,14 +204,20 @@ struct Edit {
 
 type Place = (String, Side, Cell);
 
-/// What the application knows of one side of an incident.
-pub(crate) fn known(disk: &Disk, (id, side): (&str, Side), one_open: bool) -> Option<Face> {
-    let link = disk.links.values().find(|link| link.key.incident_id == id)?;
-    let known = serde_json::from_str::<LinkState>(&link.state).ok()?.known?;
-    Some(match side {
-        Side::Defender => Face::of_defender(&known.defender, one_open),
-        Side::Sentinel => Face::of_sentinel(&known.sentinel, one_open),
+/// What the application knows of one side of an incident, and what it may have written there.
+pub(crate) fn known(disk: &Disk, (id, side): (&str, Side), one_open: bool) -> Vec<Face> {
+    let link = disk.links.values().find(|link| link.key.incident_id == id);
+    let state = link.and_then(|link| serde_json::from_str::<LinkState>(&link.state).ok());
+    let says = state.into_iter().flat_map(|state| {
+        let intents = state.intents.into_iter().filter(move |intent| intent.side == side);
+        let known = state.known.map(|known| (known.defender, known.sentinel));
+        known.into_iter().chain(intents.map(|intent| (intent.defender, intent.sentinel)))
+    });
+    says.map(|(defender, sentinel)| match side {
+        Side::Defender => Face::of_defender(&defender, one_open),
+        Side::Sentinel => Face::of_sentinel(&sentinel, one_open),
     })
+    .collect()
 }
 
 /// The ledger.
@@ -267,7 +273,7 @@ impl Truth {
         (id, side): (&str, Side),
         (before, after): (&Face, &Face),
         other: Option<&Face>,
-        known: Option<&Face>,
+        known: &[Face],
         now: OffsetDateTime,
     ) -> Vec<String> {
         let mut told = Vec::new();
@@ -284,8 +290,9 @@ impl Truth {
             if side == Side::Sentinel {
                 self.own_words.insert((id.to_owned(), cell.clone()));
             }
-            // Back to what the application last knew: nobody can tell it from never having been changed.
-            let undone = known.is_some_and(|known| known.word(&cell).native == is.native);
+            // Back to what the application last knew: nobody can tell it from never having been changed. Nor what an
+            // unanswered write of ours would have put there from that write.
+            let undone = known.iter().any(|known| known.word(&cell).native == is.native);
             if let Some(theirs) = self.edits.get_mut(&(id.to_owned(), side.other(), cell.clone()))
                 && theirs.copied
                 && !undone
@@ -307,18 +314,18 @@ impl Truth {
             Side::Defender => (Some(after), other),
             Side::Sentinel => (other, Some(after)),
         };
-        self.meet(id, defender, sentinel, false);
+        self.meet(id, defender, sentinel, &BTreeSet::new());
         told
     }
 
-    /// Marks what both sides mean by now.
-    fn meet(&mut self, id: &str, defender: Option<&Face>, sentinel: Option<&Face>, by_us: bool) {
+    /// Marks what both sides mean by now; `written` is what the application has just made so.
+    fn meet(&mut self, id: &str, defender: Option<&Face>, sentinel: Option<&Face>, written: &BTreeSet<Cell>) {
         let (Some(defender), Some(sentinel)) = (defender, sentinel) else { return };
         for ((_, _, cell), edit) in self.edits.iter_mut().filter(|((of, ..), _)| of == id) {
             let (d, s) = (defender.word(cell).means, sentinel.word(cell).means);
             let same = edit.stands && d.is_some() && d == s;
             edit.carried |= same;
-            edit.copied |= same && by_us;
+            edit.copied |= same && written.contains(cell);
         }
     }
 
@@ -338,11 +345,13 @@ impl Truth {
             self.violations.push(format!("{side} {id} was written without a stored link"));
             return told;
         };
+        let mut written = BTreeSet::new();
         for cell in Face::cells(before, after) {
             let (was, is) = (before.word(&cell), after.word(&cell));
             if was.native == is.native {
                 continue;
             }
+            written.insert(cell.clone());
             told.push(format!("{cell:?} {:?} -> {:?}", was.native, is.native));
             if late {
                 // Given up by its sender, and nothing guards it: the window was open until now.
@@ -403,7 +412,7 @@ impl Truth {
             Side::Defender => (Some(after), other),
             Side::Sentinel => (other, Some(after)),
         };
-        self.meet(id, defender, sentinel, true);
+        self.meet(id, defender, sentinel, &written);
         told
     }
 
@@ -455,7 +464,11 @@ impl Truth {
             }
             return Ok(());
         }
-        let unmerged = self.merged.contains(id);
+        // What was edited on the twin while the incident was merged away is not made up for when it comes back, and the
+        // pointer stays in its comment.
+        if self.merged.contains(id) {
+            return Ok(());
+        }
         let mut cells: BTreeSet<Cell> = Face::cells(defender, sentinel).into_iter().collect();
         cells.extend(self.edits.keys().filter(|(of, ..)| of == id).map(|(.., cell)| cell.clone()));
         cells.extend(self.rest.keys().filter(|(of, _)| of == id).map(|(_, cell)| cell.clone()));
@@ -465,13 +478,10 @@ impl Truth {
             let derived = matches!(cell, Cell::Verdict | Cell::Comment);
             let own = self.own_words.contains(&(id.to_owned(), cell.clone()));
             let differ = d.means.is_some() && s.means.is_some() && d.means != s.means;
-            // The pointer stays in the comment of what a person has taken out of a merge.
-            let pointer = unmerged && derived;
-            if differ && !pointer && (both || (!own && matches!(cell, Cell::Title | Cell::Description))) {
+            if differ && (both || (!own && matches!(cell, Cell::Title | Cell::Description))) {
                 return Err(format!("{id}: {cell:?} is {:?} here and {:?} there", d.native, s.native));
             }
-            // What was edited while it was merged away was nobody's business.
-            if !both || unmerged || self.tainted.contains(&(id.to_owned(), cell.clone())) {
+            if !both || self.tainted.contains(&(id.to_owned(), cell.clone())) {
                 continue;
             }
             let last = |side| self.edits.get(&(id.to_owned(), side, cell.clone())).filter(|edit| edit.fresh);
@@ -491,10 +501,10 @@ impl Truth {
                 let over = edit.superseded.is_some_and(|at| !clashed(disk, id, &cell, at));
                 !over && fits(&edit.word.means)
             });
-            // Who closes without a word leaves what was said before.
+            // Who closes without a word leaves what was said before, and that may have come and gone since.
             let silent =
                 last(Side::Sentinel).is_some_and(|edit| says_nothing(Side::Sentinel, &cell, &edit.word));
-            if !(may || derived && silent && fits(&was.cloned())) {
+            if !(may || derived && silent) {
                 let said: Vec<_> = lasts.iter().flatten().map(|edit| (&edit.word.native, edit.at)).collect();
                 return Err(format!(
                     "{id}: {cell:?} is {:?}, but people said {said:?}: an edit is lost",
