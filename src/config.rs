@@ -225,6 +225,34 @@ pub struct Limits {
     pub sentinel_writes_per_second: u32,
 }
 
+/// Two routes between the same tenant and workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlap<'c> {
+    /// The route that comes first.
+    pub first: &'c str,
+    /// The other.
+    pub second: &'c str,
+    /// Whether the first takes everything that the second asks for.
+    pub never: bool,
+}
+
+impl fmt::Display for Overlap<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, second, never } = self;
+        match never {
+            true => write!(
+                f,
+                "route {second} can never match: route {first} before it joins the same tenant and workspace and takes \
+                 everything that {second} asks for; put {second} first, give {first} a filter, or remove {second}"
+            ),
+            false => write!(
+                f,
+                "routes {first} and {second} join the same tenant and workspace: an incident that both match is {first}'s"
+            ),
+        }
+    }
+}
+
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -332,6 +360,26 @@ impl Config {
     /// The tenant of this name.
     pub fn tenant(&self, name: &str) -> Option<&Tenant> {
         self.tenants.iter().find(|tenant| tenant.name == name)
+    }
+
+    /// Whether two routes lead from the same tenant to the same workspace, whatever these are called.
+    pub fn joins_the_same(&self, one: &Route, other: &Route) -> bool {
+        let pair = |route: &Route| {
+            Some((&self.tenant(&route.tenant)?.tenant_id, self.workspace(&route.workspace)?.resource_id()))
+        };
+        pair(one).is_some_and(|one| pair(other).is_some_and(|other| one == other))
+    }
+
+    /// The pairs of routes between the same tenant and workspace, each in the order of the file.
+    pub fn overlaps(&self) -> Vec<Overlap<'_>> {
+        let mut overlaps = Vec::new();
+        for (at, second) in self.routes.iter().enumerate() {
+            for first in self.routes[..at].iter().filter(|first| self.joins_the_same(first, second)) {
+                let never = first.policy.filter.covers(&second.policy.filter);
+                overlaps.push(Overlap { first: &first.name, second: &second.name, never });
+            }
+        }
+        overlaps
     }
 
     /// The workspace of this name.
@@ -700,12 +748,17 @@ impl Reader<'_> {
     /// How comments are carried.
     fn comments(&mut self, node: &Node<'_>) -> CommentPolicy {
         let node = self.table(node, "comments");
-        self.known(&node, &["direction", "edits", "ignore", "defender_limit"]);
+        self.known(&node, &["direction", "edits", "edits_after_close", "ignore", "defender_limit"]);
+        let day = Duration::from_secs(86_400);
+        let edits_after_close =
+            self.duration(&node, "edits_after_close", 7 * day, Duration::ZERO, 3_650 * day);
         let direction = self.word(&node, "direction", DIRECTIONS, Direction::Both);
         CommentPolicy {
             to_sentinel: direction.to_sentinel(),
             to_defender: direction.to_defender(),
             edits: self.word(&node, "edits", &[("notice", true), ("ignore", false)], true),
+            // Ten years fit.
+            edits_after_close: time::Duration::try_from(edits_after_close).unwrap_or(time::Duration::MAX),
             ignore: self.texts(&node, "ignore"),
             defender_limit: self.number(&node, "defender_limit", 30_000, 1_000_000).max(500) as usize,
             ..CommentPolicy::default()
@@ -824,7 +877,6 @@ impl Reader<'_> {
                 self.wrong(node, "workspace_name", message);
             }
         }
-        let mut pairs = BTreeSet::new();
         for (node, route) in route_nodes.iter().zip(routes).filter_map(both) {
             self.refers(node, "tenant", &route.tenant, &tenant_names);
             self.refers(node, "workspace", &route.workspace, &workspace_names);
@@ -833,12 +885,6 @@ impl Reader<'_> {
                 let message =
                     "is in the cloud `china`, where Graph has no incidents: it can only hold workspaces";
                 self.wrong(node, "tenant", &format!("`{}` {message}", route.tenant));
-            }
-            let tenant_id = tenant.map_or(&route.tenant, |tenant| &tenant.tenant_id);
-            if !pairs.insert((tenant_id.clone(), route.workspace.clone())) {
-                let message =
-                    "joins a tenant and a workspace that a route above already joins: remove one of them";
-                self.wrong(node, "workspace", message);
             }
         }
     }
@@ -1500,15 +1546,30 @@ sweep_every = "1d"
         let keys: Vec<_> = errors.problems.iter().map(|problem| problem.key.as_str()).collect();
         assert_eq!(
             keys,
-            [
-                "tenants[0].tenant_id",
-                "workspaces[0].resource_group",
-                "poll.sweep_every",
-                "routes[1].name",
-                "routes[1].workspace",
-            ]
+            ["tenants[0].tenant_id", "workspaces[0].resource_group", "poll.sweep_every", "routes[1].name",]
         );
         let syntax = parse("[store]\nurl = \"postgres://u:hush@h\n").unwrap_err().to_string();
         assert!(syntax.starts_with("lockstep.toml:2:") && !syntax.contains("hush"), "{syntax}");
+    }
+
+    #[test]
+    fn two_routes_between_the_same_two_are_told_apart_by_their_filters() {
+        let second = |name: &str, filter: &str| {
+            format!("[[routes]]\nname = \"{name}\"\ntenant = \"contoso\"\nworkspace = \"soc\"\n{filter}\n")
+        };
+        let high = "[routes.filter]\nseverities = [\"high\"]";
+        // The first of GOOD has no filter: whatever comes after it gets nothing.
+        let config = parse(&format!("{GOOD}{}", second("high", high))).unwrap();
+        let [overlap] = config.overlaps()[..] else { panic!("{:?}", config.overlaps()) };
+        assert!(overlap.never);
+        let said = overlap.to_string();
+        assert!(said.starts_with("route high can never match: route contoso-soc before it"), "{said}");
+        let config = parse(&format!("{GOOD}{}{}", second("high", high), second("rest", ""))).unwrap();
+        let overlaps = config.overlaps();
+        let never: Vec<_> = overlaps.iter().map(|o| (o.first, o.second, o.never)).collect();
+        assert_eq!(
+            never,
+            [("contoso-soc", "high", true), ("contoso-soc", "rest", true), ("high", "rest", false)]
+        );
     }
 }

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use crate::app::health::{Health, SideReport};
 use crate::app::lately::{LastRun, Lately, LeftAlone};
 use crate::app::native;
+use crate::app::ownership;
 use crate::app::reconcile::{REFUSAL_HOLDS, in_progress_refused};
 use crate::app::routes::Routes;
 use crate::domain::filter::Unmatched;
@@ -26,6 +27,8 @@ pub struct Question<'q> {
     pub policy: &'q Policy,
     /// Which link.
     pub key: &'q LinkKey,
+    /// The routes of its tenant and workspace, this one among them.
+    pub pair: &'q [&'q str],
     /// How many entries of the journal to look back.
     pub most: usize,
 }
@@ -105,7 +108,7 @@ pub async fn explain(
     live: Option<Live<'_>>,
     now: OffsetDateTime,
 ) -> Result<Explanation, StoreError> {
-    let Question { route, policy, key, most } = question;
+    let Question { route, policy, key, pair, most } = question;
     let link = store.link(key).await?;
     let state: Option<LinkState> = link.as_ref().and_then(|link| serde_json::from_str(&link.state).ok());
     let mut entries = store.journal(key, most).await?;
@@ -133,6 +136,9 @@ pub async fn explain(
     }
     if let Some(reason) = link.as_ref().and_then(|link| link.parked.clone()) {
         why_not.add("link-parked", format!("the link is put aside: {reason}"));
+    }
+    if let Some(why) = ownership::left_to_another(route, pair.iter().copied(), link.as_ref()) {
+        why_not.add("another-route", why);
     }
     match &state {
         None => {
@@ -178,7 +184,7 @@ fn subjects(key: &LinkKey, link: Option<&LinkRecord>) -> Vec<Subject> {
 fn service_now(live: Live<'_>, route: &str, key: &LinkKey, now: OffsetDateTime) -> ServiceNow {
     let Live { health, routes, lately } = live;
     let report = health.report(now).routes.into_iter().find(|known| known.route == route);
-    let of_link = routes.of_link(key);
+    let of_link = routes.of_pair(key).iter().find(|of| of.name == route);
     let millis = |wait: Option<std::time::Duration>| {
         wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
     };

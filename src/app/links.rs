@@ -1,6 +1,6 @@
 //! The links of a tenant, of a workspace or of a route, some at a time: there may be a million of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::app::routes::{Route, Routes};
@@ -17,6 +17,8 @@ pub(crate) struct LinkPages {
     tenants: VecDeque<String>,
     /// Only the links into this workspace.
     workspace: Option<String>,
+    /// Only the links that this route owns.
+    route: Option<String>,
     after: Option<LinkKey>,
 }
 
@@ -27,18 +29,25 @@ impl LinkPages {
         let (tenants, workspace) = match side {
             Side::Defender => (VecDeque::from([name.clone()]), None),
             Side::Sentinel => {
-                let tenants = routes.of_workspace(name).iter().map(|route| route.tenant_id.clone()).collect();
-                (tenants, Some(name.clone()))
+                let tenants: BTreeSet<&str> =
+                    routes.of_workspace(name).iter().map(|route| route.tenant_id.as_str()).collect();
+                (tenants.into_iter().map(str::to_owned).collect(), Some(name.clone()))
             }
         };
-        Self { store: store.clone(), routes: routes.clone(), tenants, workspace, after: None }
+        Self { store: store.clone(), routes: routes.clone(), tenants, workspace, route: None, after: None }
     }
 
     /// Those of a route.
     pub(crate) fn of_route(store: &Arc<dyn Store>, routes: &Arc<Routes>, route: &Route) -> Self {
         let tenants = VecDeque::from([route.tenant_id.clone()]);
-        let workspace = Some(route.workspace.clone());
-        Self { store: store.clone(), routes: routes.clone(), tenants, workspace, after: None }
+        let (workspace, route) = (Some(route.workspace.clone()), Some(route.name.clone()));
+        Self { store: store.clone(), routes: routes.clone(), tenants, workspace, route, after: None }
+    }
+
+    /// Goes on after this link, which an earlier walk over the same links came to.
+    pub(crate) fn go_on(&mut self, after: LinkKey) {
+        self.tenants.retain(|tenant| *tenant >= after.tenant_id);
+        self.after = Some(after).filter(|after| self.tenants.front() == Some(&after.tenant_id));
     }
 
     /// The next of them, perhaps none; `None` after the last.
@@ -53,7 +62,10 @@ impl LinkPages {
         links.retain(|link| {
             link.key.tenant_id == *tenant
                 && self.workspace.as_ref().is_none_or(|workspace| link.key.workspace == *workspace)
-                && self.routes.of_link(&link.key).is_some()
+                && self
+                    .routes
+                    .of_link(link)
+                    .is_some_and(|owner| self.route.as_ref().is_none_or(|name| owner.name == *name))
         });
         if !more {
             self.tenants.pop_front();

@@ -32,6 +32,13 @@ pub struct FieldLabels {
     pub field: &'static str,
 }
 
+/// Something that concerns one route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteLabels {
+    /// The route's name.
+    pub route: String,
+}
+
 /// Failures by what failed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FailureLabels {
@@ -67,6 +74,7 @@ pub struct Metrics {
     refused: Family<FieldLabels, Counter>,
     unmapped: Family<SideLabels, Counter>,
     sweep_told: Counter,
+    overlaps: Family<RouteLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -88,6 +96,7 @@ impl Default for Metrics {
             refused: Family::default(),
             unmapped: Family::default(),
             sweep_told: Counter::default(),
+            overlaps: Family::default(),
         }
     }
 }
@@ -140,6 +149,11 @@ impl Metrics {
             "lockstep_sweep_hints",
             "Links that the sweep told the workers to look at",
             self.sweep_told.clone(),
+        );
+        registry.register(
+            "lockstep_overlaps",
+            "Incidents that this route would have taken and that another between the same tenant and workspace has",
+            self.overlaps.clone(),
         );
     }
 
@@ -198,5 +212,9 @@ impl Metrics {
 
     pub(crate) fn sweep_told(&self, links: u64) {
         self.sweep_told.inc_by(links);
+    }
+
+    pub(crate) fn overlap(&self, route: &str) {
+        self.overlaps.get_or_create(&RouteLabels { route: route.to_owned() }).inc();
     }
 }

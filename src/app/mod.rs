@@ -12,6 +12,7 @@ mod links;
 mod merges;
 pub mod metrics;
 pub mod native;
+pub mod ownership;
 pub mod patience;
 pub mod poll;
 pub mod reconcile;

@@ -4,6 +4,9 @@
 //!
 //! A pair is looked over once before its first twin is made; afterwards the poller tells of every such incident.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -102,11 +105,12 @@ pub async fn served(
 /// Whether a twin is ours to make, for an incident that has none yet.
 pub(crate) async fn consult(
     store: &dyn Store,
+    pair: &[Arc<Route>],
     route: &Route,
     key: &LinkKey,
     now: OffsetDateTime,
 ) -> Result<Advice, Failure> {
-    look_over(store, route, now).await?;
+    look_over(store, pair, now).await?;
     advice(store, route, key, now).await
 }
 
@@ -139,6 +143,36 @@ pub(crate) async fn advice(
     }
 }
 
+/// What is to be told of a pair that the connector serves, to a person who starts the service or checks it.
+pub fn told(route: &Route, served: &Served) -> String {
+    let Served { example, newest } = served;
+    let what = match route.policy.native {
+        Native::Refuse => {
+            "native_connector is `refuse`: nothing is created. Switch the connector off, or set native_connector to `adopt` \
+             or `skip`"
+        }
+        Native::Skip => "native_connector is `skip`: nothing is created",
+        Native::Adopt => "native_connector is `adopt`: its twins are linked",
+    };
+    format!(
+        "route {}: Microsoft's own connector serves this tenant and workspace (it made {example}, which last changed at \
+         {newest}); {what}",
+        route.name
+    )
+}
+
+/// Tells of every pair that the connector is known to serve. What is not known yet is told when it is found.
+pub async fn report(store: &dyn Store, routes: &Routes, now: OffsetDateTime) -> Result<(), StoreError> {
+    for route in routes.all() {
+        let Some(served) = served(store, route, now).await? else { continue };
+        match route.policy.native {
+            Native::Refuse => tracing::warn!("{}", told(route, &served)),
+            Native::Skip | Native::Adopt => tracing::info!("{}", told(route, &served)),
+        }
+    }
+    Ok(())
+}
+
 /// One of the connector's twins of a route's incidents, read from the workspace: for those who ask before the service
 /// runs. Stores nothing.
 pub async fn example(route: &Route, now: OffsetDateTime) -> Result<Option<NativeTwin>, Failure> {
@@ -157,7 +191,8 @@ pub async fn example(route: &Route, now: OffsetDateTime) -> Result<Option<Native
 }
 
 /// Reads the workspace's incidents of the last weeks, once per pair: the first twin must not be a double.
-async fn look_over(store: &dyn Store, route: &Route, now: OffsetDateTime) -> Result<(), Failure> {
+async fn look_over(store: &dyn Store, pair: &[Arc<Route>], now: OffsetDateTime) -> Result<(), Failure> {
+    let Some(route) = pair.first() else { return Ok(()) };
     let name = looked_name(&route.tenant_id, &route.workspace);
     if store.value(&name).await.map_err(store_failure)?.is_some() {
         return Ok(());
@@ -166,7 +201,7 @@ async fn look_over(store: &dyn Store, route: &Route, now: OffsetDateTime) -> Res
     for _ in 0..MOST_PAGES {
         let page = route.sentinel.changed_since(now - LOOK_OVER, next.as_deref()).await?;
         for twin in page.records.iter().filter_map(NativeTwin::of) {
-            note(store, route, &twin, now).await.map_err(store_failure)?;
+            note(store, pair, &twin, now).await.map_err(store_failure)?;
         }
         next = page.next;
         if next.is_none() {
@@ -185,22 +220,23 @@ pub(crate) async fn found(
     twin: &NativeTwin,
     now: OffsetDateTime,
 ) -> Result<usize, StoreError> {
-    let mut doubles = 0;
+    let (mut doubles, mut tenants) = (0, BTreeSet::new());
     for route in routes.of_workspace(workspace) {
-        doubles += usize::from(note(store, route, twin, now).await?);
+        if tenants.insert(&route.tenant_id) {
+            let pair = routes.of_pair(&route.key(&twin.incident_id));
+            doubles += usize::from(note(store, pair, twin, now).await?);
+        }
     }
     Ok(doubles)
 }
 
 async fn note(
     store: &dyn Store,
-    route: &Route,
+    pair: &[Arc<Route>],
     twin: &NativeTwin,
     now: OffsetDateTime,
 ) -> Result<bool, StoreError> {
-    if !twin.is_of(route) {
-        return Ok(false);
-    }
+    let Some(route) = pair.first().filter(|route| twin.is_of(route)) else { return Ok(false) };
     // In an onboarded workspace a twin of ours may carry the connector's name.
     let key = route.key(&twin.incident_id);
     let ours = store.links_of_twin(&route.workspace, &twin.name).await?;
@@ -236,7 +272,7 @@ async fn note(
             link = %key, native = twin.name,
             "Microsoft's own connector has made a twin beside ours: one of the two should be switched off"
         );
-    } else if route.policy.native == Native::Adopt {
+    } else if pair.iter().any(|route| route.policy.native == Native::Adopt) {
         let subject = Subject {
             side: Side::Defender,
             scope: route.tenant_id.clone(),

@@ -654,8 +654,8 @@ impl Poller {
         };
         match self.side() {
             Side::Defender => {
-                for route in self.routes.of_tenant(&self.scope) {
-                    let link = self.store.link(&route.key(id)).await.map_err(store_failure)?;
+                for key in self.routes.keys_of(&self.scope, id) {
+                    let link = self.store.link(&key).await.map_err(store_failure)?;
                     if !link.is_some_and(|link| knows(&link, Side::Defender)) {
                         return Ok(true);
                     }

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::app::hung::{HungPlan, Sent};
 use crate::app::metrics::Metrics;
 use crate::app::native;
+use crate::app::ownership::{Candidate, Owner};
 use crate::app::routes::Route;
 use crate::app::shadow::Shadow;
 use crate::app::unmapped;
@@ -169,6 +170,9 @@ enum Observed {
 
 /// What belongs to one run.
 pub(crate) struct Run<'a> {
+    /// The routes that join the link's tenant and workspace.
+    pub(crate) pair: &'a [Arc<Route>],
+    /// The one that owns the link.
     pub(crate) route: &'a Route,
     pub(crate) key: &'a LinkKey,
     pub(crate) fence: &'a Fence,
@@ -181,6 +185,10 @@ pub(crate) struct Run<'a> {
     pub(crate) told: bool,
     /// Reads that the journal does not have yet: when, and what was there. A run that decides nothing leaves no line.
     pub(crate) reads: Vec<Read>,
+    /// The incident as it was read to find the link's route.
+    early: Option<Box<DefenderIncident>>,
+    /// Lines for the journal that wait for the next time that something is stored.
+    pub(crate) aside: Vec<JournalEntry>,
 }
 
 /// That a side was read, for the journal.
@@ -247,10 +255,11 @@ impl Refusal {
 }
 
 impl Reconciler {
-    /// Brings one link in step. `fence` is the link's, taken by the caller.
+    /// Brings one link in step. `pair` are the routes that join its tenant and workspace; `fence` is the link's, taken by
+    /// the caller.
     pub async fn reconcile(
         &self,
-        route: &Route,
+        pair: &[Arc<Route>],
         key: &LinkKey,
         fence: &Fence,
         cause: &Cause,
@@ -273,6 +282,11 @@ impl Reconciler {
         if cause.version.is_some() && !named_news && !cause.thorough() && !state.hung.unfinished {
             return Ok(Report::of(End::Known));
         }
+        let candidate = Candidate { key, stored: stored.as_ref(), state: &state, fence, now };
+        let (route, early) = match self.owner(pair, &candidate).await? {
+            Owner::Route(route, early) => (route, early),
+            Owner::Nobody(end) => return Ok(Report::of(end)),
+        };
         // Asked again before each write. Here it spares the reads: a stop may last for hours, its jobs come back every
         // few seconds, and they would spend the budget of routes that are not held.
         if let Some(reason) = self.held(route).await? {
@@ -292,9 +306,10 @@ impl Reconciler {
             parked: None,
             updated_at: now,
         });
+        link.route.clone_from(&route.name);
         let mut state = state;
         if state.known.is_none() && state.intents.is_empty() {
-            match native::consult(&*self.store, route, key, now).await? {
+            match native::consult(&*self.store, pair, route, key, now).await? {
                 native::Advice::Ours => {}
                 native::Advice::Leave(why) => return Ok(Report::of(End::Nothing(why))),
                 native::Advice::Adopt(name) => {
@@ -303,8 +318,20 @@ impl Reconciler {
                 }
             }
         }
-        let mut run =
-            Run { route, key, fence, cause, link, state, dirty: false, told: false, reads: Vec::new() };
+        let mut run = Run {
+            pair,
+            route,
+            key,
+            fence,
+            cause,
+            link,
+            state,
+            dirty: false,
+            told: false,
+            reads: Vec::new(),
+            early,
+            aside: Vec::new(),
+        };
         let ended = self.rounds(&mut run).await;
         if let Err(failure) = &ended
             && !run.link.state.is_empty()
@@ -442,7 +469,12 @@ impl Reconciler {
             Observed::Both(seen) => *seen,
         };
         self.trust(run, &seen)?;
+        self.note_overlaps(run, &mut seen);
         if let Some(report) = self.matching(run, &mut seen, policy).await? {
+            if !run.aside.is_empty() {
+                let parked = run.link.parked.clone();
+                self.save(run, parked, &[]).await?;
+            }
             return Ok(Ok(report));
         }
         let mut policy = policy.clone();
@@ -454,7 +486,8 @@ impl Reconciler {
             policy.in_progress_writable = false;
             planned = self.planned(run, &seen, &policy);
         }
-        if planned.defender.is_some() && self.defender_first(run, second) {
+        let early = !second && run.early.is_some();
+        if planned.defender.is_some() && (early || self.defender_first(run, second)) {
             // Defender was read before Sentinel, to save a call if it had not moved. It did, and is to be written:
             // read it again, because nothing guards the time between this read and the PATCH.
             seen.defender = run.route.defender.incident(&run.key.incident_id).await?;
@@ -725,13 +758,21 @@ impl Reconciler {
 
     /// Why the route leaves an incident alone altogether, whatever its plan says. Asks Defender for what its filter
     /// wants to know; writes nothing anywhere.
-    pub async fn left_alone(&self, route: &Route, key: &LinkKey) -> Result<Option<String>, Failure> {
+    pub async fn left_alone(
+        &self,
+        pair: &[Arc<Route>],
+        route: &Route,
+        key: &LinkKey,
+    ) -> Result<Option<String>, Failure> {
         let now = self.clock.now();
         let stored = self.store.link(key).await.map_err(store_failure)?;
         let state: LinkState =
-            stored.and_then(|link| serde_json::from_str(&link.state).ok()).unwrap_or_default();
+            stored.as_ref().and_then(|link| serde_json::from_str(&link.state).ok()).unwrap_or_default();
         if state.unlinked.is_some() {
             return Ok(state.unlinked);
+        }
+        if let Some(why) = self.of_another(pair, route, stored.as_ref(), &state, key).await? {
+            return Ok(Some(why));
         }
         if is_frozen(route, &state, now) {
             return Ok(Some(FROZEN.to_owned()));
@@ -780,8 +821,8 @@ impl Reconciler {
         let Run { route, key, cause, link, state, .. } = run;
         let whole = second || cause.thorough() || state.hung.unfinished;
         let agreed = state.known.as_ref().filter(|_| state.intents.is_empty() && !whole);
-        let mut early = None;
-        if self.defender_first(run, second) {
+        let mut early = run.early.as_deref().filter(|_| !second).cloned().map(Some);
+        if early.is_none() && self.defender_first(run, second) {
             let defender = route.defender.incident(&key.incident_id).await?;
             reads.push(Read::defender(self.clock.now(), defender.as_ref()));
             if let (Some(known), Some(defender)) = (agreed, &defender)
@@ -972,6 +1013,7 @@ impl Reconciler {
         state.closed_since = both_closed.then(|| run.state.closed_since.unwrap_or_else(|| self.clock.now()));
         (state.left_out, state.merged_into) = (run.state.left_out, run.state.merged_into.clone());
         state.unmapped.clone_from(&run.state.unmapped);
+        state.overlaps.clone_from(&run.state.overlaps);
         state.inherited.extend(heirs);
         state.carried.clear();
         state.hung = self.settle_hung(run, seen, hung);
@@ -1076,12 +1118,19 @@ impl Reconciler {
             .map_err(|error| ours(Class::Permanent, format!("the link's state cannot be stored: {error}")))?;
         run.link.parked = parked;
         run.link.updated_at = now;
-        let lines = &*match lines {
+        let aside = std::mem::take(&mut run.aside);
+        let all: Vec<JournalEntry> = aside.iter().chain(lines).cloned().collect();
+        let lines = &*match &*all {
             [] => Vec::new(),
             lines => self.with_its_story(run, lines),
         };
         match self.store.save_link(&run.link, lines, run.fence, now).await.map_err(store_failure)? {
-            Held::Yes => Ok(()),
+            Held::Yes => {
+                for name in aside.iter().flat_map(|line| line.detail["also"].as_array()).flatten() {
+                    self.metrics.overlap(name.as_str().unwrap_or_default());
+                }
+                Ok(())
+            }
             Held::No => Err(fence_lost()),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::app::shadow;
 use crate::domain::model::{LinkKey, Side};
 use crate::domain::policy::Policy;
-use crate::ports::{Defender, Directory, Sentinel};
+use crate::ports::{Defender, Directory, LinkRecord, Sentinel};
 
 /// One Defender tenant to one workspace.
 #[derive(Clone)]
@@ -72,25 +72,27 @@ pub struct Routes {
     all: Vec<Arc<Route>>,
     by_tenant: BTreeMap<String, Vec<Arc<Route>>>,
     by_workspace: BTreeMap<String, Vec<Arc<Route>>>,
+    /// By tenant: the routes to each workspace.
+    pairs: BTreeMap<String, Vec<Vec<Arc<Route>>>>,
 }
 
 impl Routes {
-    /// Takes the routes; those in shadow get both systems through a wrapper that takes no write. The error is a sentence: two routes of one name, or two that join the same pair, would make
-    /// one link with two policies.
+    /// Takes the routes; those in shadow get both systems through a wrapper that takes no write. The error is a sentence:
+    /// two routes may not have one name. Several may join the same tenant and workspace: they share its links, each of
+    /// which one of them owns.
     pub fn new(routes: Vec<Route>) -> Result<Self, String> {
         let mut registry = Self::default();
-        let (mut names, mut pairs) = (BTreeSet::new(), BTreeSet::new());
+        let mut names = BTreeSet::new();
         for route in routes {
             if !names.insert(route.name.clone()) {
                 return Err(format!("two routes are called {:?}", route.name));
             }
-            if !pairs.insert((route.tenant_id.clone(), route.workspace.clone())) {
-                return Err(format!(
-                    "route {:?} joins a tenant and a workspace that another route already joins",
-                    route.name
-                ));
-            }
             let route = Arc::new(if route.policy.shadow { shadow::read_only(route) } else { route });
+            let pairs = registry.pairs.entry(route.tenant_id.clone()).or_default();
+            match pairs.iter_mut().find(|pair| pair.iter().any(|other| other.workspace == route.workspace)) {
+                Some(pair) => pair.push(route.clone()),
+                None => pairs.push(vec![route.clone()]),
+            }
             registry.by_tenant.entry(route.tenant_id.clone()).or_default().push(route.clone());
             registry.by_workspace.entry(route.workspace.clone()).or_default().push(route.clone());
             registry.all.push(route);
@@ -113,9 +115,26 @@ impl Routes {
         self.by_workspace.get(workspace).map_or(&[], Vec::as_slice)
     }
 
-    /// The route of a link, if it is still configured.
-    pub fn of_link(&self, key: &LinkKey) -> Option<&Arc<Route>> {
-        self.of_tenant(&key.tenant_id).iter().find(|route| route.workspace == key.workspace)
+    /// The routes of a tenant, those to the same workspace together, in the order of the configuration. None is empty.
+    pub fn pairs_of(&self, tenant_id: &str) -> impl Iterator<Item = &[Arc<Route>]> {
+        self.pairs.get(tenant_id).into_iter().flatten().map(Vec::as_slice)
+    }
+
+    /// The routes that join a link's tenant and workspace, in the order of the configuration.
+    pub fn of_pair(&self, key: &LinkKey) -> &[Arc<Route>] {
+        self.pairs_of(&key.tenant_id).find(|pair| pair[0].workspace == key.workspace).unwrap_or(&[])
+    }
+
+    /// The links that an incident of a tenant may have: one for each workspace.
+    pub fn keys_of(&self, tenant_id: &str, incident_id: &str) -> impl Iterator<Item = LinkKey> {
+        self.pairs_of(tenant_id).map(|pair| pair[0].key(incident_id))
+    }
+
+    /// The route that owns a link, if its tenant and workspace are still joined: the one that made it, or the first of
+    /// those that join the two, if that one is configured no more.
+    pub fn of_link(&self, link: &LinkRecord) -> Option<&Arc<Route>> {
+        let pair = self.of_pair(&link.key);
+        pair.iter().find(|route| route.name == link.route).or(pair.first())
     }
 
     /// Every tenant, with its Defender.

@@ -4,12 +4,18 @@
 //!
 //! Every tenant and every workspace is swept by itself: one that is throttled holds up no other. Incidents that never
 //! got a link are found by the pollers, which the sweep asks to look further back.
+//!
+//! An edited comment may move nothing that a list shows. So the sweep of a workspace ends with a look at the comments of
+//! the links that an edit would concern: one call each, and none for the others.
+//!
+//! The place is stored after each page, with what the list has shown so far: a restart goes on there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use crate::app::links::LinkPages;
 use crate::app::metrics::Metrics;
 use crate::app::poll::look_back_name;
-use crate::app::routes::{Route, Routes};
+use crate::app::routes::Routes;
+use crate::domain::comments;
 use crate::domain::failure::{Class, Failure};
 use crate::domain::model::{DefenderIncident, DefenderSays, LinkKey, SentinelIncident, SentinelSays, Side};
-use crate::domain::plan::{Known, LinkState, format_instant, parse_instant};
+use crate::domain::plan::{Known, LinkState, format_instant, hash, parse_instant};
 use crate::ports::{
     Clock, Defender, Fence, Held, Hint, LinkRecord, Scope, Sentinel, Store, StoreError, Subject,
 };
@@ -43,6 +50,12 @@ const MOST_STUCK: u32 = 3;
 const MOST_PAGES: u32 = 100_000;
 /// The mark of a link that is told of whatever the list shows.
 const ALWAYS: u64 = 0;
+/// How old a stored place may be: the link to the next page has its time.
+const PLACE_HOLDS: time::Duration = time::Duration::hours(12);
+/// How many marks are stored with the place before they are put away: it is written with every page.
+const MARKS_AT_ONCE: usize = 1_000;
+/// How many links' comments are looked at between two notes of the place.
+const LOOKS_AT_ONCE: u32 = 20;
 
 /// How the sweep goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +86,11 @@ pub enum Swept {
         /// How many incidents were on it.
         records: usize,
         /// How many links were hinted.
+        hints: usize,
+    },
+    /// The comments of a link were compared with what was carried; there may be more links.
+    Comments {
+        /// How many links were hinted by this step.
         hints: usize,
     },
     /// The list has ended, and what was missing from it is hinted.
@@ -130,6 +148,43 @@ struct List {
     next: Option<String>,
     pages: u32,
     stuck: u32,
+    begun: OffsetDateTime,
+    /// Nothing was read yet since the place was taken from the store.
+    resumed: bool,
+    /// What the list has shown since marks were last put away.
+    shown: Vec<u64>,
+    /// How often marks were put away.
+    chunks: u32,
+    /// The looks at comments, once the list has ended.
+    looks: Option<Looks>,
+}
+
+/// The links of a workspace, looked at for edited comments one by one.
+struct Looks {
+    pages: LinkPages,
+    waiting: VecDeque<LinkRecord>,
+    /// The last link that was looked at.
+    after: Option<LinkKey>,
+    unsaved: u32,
+}
+
+/// How far a sweep came, as stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Place {
+    /// When it began: as in the value that says so.
+    begun: String,
+    #[serde(with = "time::serde::rfc3339")]
+    at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    since: OffsetDateTime,
+    next: Option<String>,
+    pages: u32,
+    chunks: u32,
+    /// Sixteen digits for each mark.
+    shown: String,
+    /// The list has ended: only comments are left to look at, after this link.
+    #[serde(default)]
+    looks: Option<Option<LinkKey>>,
 }
 
 /// A record of either list, as far as the sweep looks at it.
@@ -157,6 +212,26 @@ impl Sweeper {
             .workspaces()
             .map(|(id, sentinel)| sweep((Side::Sentinel, id.to_owned()), Source::Sentinel(sentinel.clone())));
         tenants.chain(workspaces).collect()
+    }
+
+    /// Whether an edit of a comment in Sentinel would concern somebody: comments were carried to Defender, edits are to
+    /// be told there, and the incident is open, or was closed not long ago.
+    fn watches_comments(&self, link: &LinkRecord, now: OffsetDateTime) -> bool {
+        let Some(route) = self.routes.of_link(link).filter(|_| link.parked.is_none()) else { return false };
+        let (policy, rules) = (&route.policy, &route.policy.comments);
+        if !rules.edits || !rules.to_defender || policy.shadow {
+            return false;
+        }
+        let Ok(state) = serde_json::from_str::<LinkState>(&link.state) else { return false };
+        let closed_for = state.closed_since.map(|since| now - since);
+        let too_long = |most: time::Duration| closed_for.is_some_and(|closed| closed > most);
+        state.known.is_some()
+            && state.unlinked.is_none()
+            && state.merged_into.is_none()
+            && !state.left_out
+            && !too_long(rules.edits_after_close)
+            && !policy.freeze_after.is_some_and(too_long)
+            && state.hung.comments.has_told()
     }
 
     /// Sweeps until `stop`.
@@ -194,7 +269,7 @@ impl ScopeSweep {
             // Another replica may have ended its sweep between the two.
             let begun = match self.rest(now).await {
                 Ok(Some(rest)) => Err(Ok(Swept::Resting(rest))),
-                Ok(None) => self.begin(fence.clone(), now).await.map_err(Err),
+                Ok(None) => self.open(fence.clone(), now).await.map_err(Err),
                 Err(error) => Err(Err(error)),
             };
             match begun {
@@ -205,7 +280,10 @@ impl ScopeSweep {
                 }
             }
         }
-        self.page().await
+        match self.list.as_ref().is_some_and(|list| list.looks.is_some()) {
+            true => self.look(0).await,
+            false => self.page().await,
+        }
     }
 
     /// How long until a sweep is due. One that was begun and did not end, in whatever process, is due.
@@ -222,9 +300,23 @@ impl ScopeSweep {
         Ok(due.filter(|due| *due > now).map(|due| (due - now).try_into().unwrap_or_default()))
     }
 
+    /// Goes on where the last sweep was interrupted, or begins one.
+    async fn open(&self, fence: Fence, now: OffsetDateTime) -> Result<List, StoreError> {
+        let store = &self.sweeper.store;
+        let begun = store.value(&self.name("begun:")).await?.unwrap_or_default();
+        let place = store.value(&self.name("place:")).await?;
+        let place = place.and_then(|text| serde_json::from_str::<Place>(&text).ok());
+        let place = place.filter(|place| place.begun == begun && now - place.at < PLACE_HOLDS);
+        match place.zip(parse_instant(&begun)) {
+            Some((place, begun)) => self.resume(fence, place, begun).await,
+            None => self.begin(fence, now).await,
+        }
+    }
+
     /// Notes what the list has to show. What was never agreed, or may be in flight, is hinted at once.
     async fn begin(&self, fence: Fence, now: OffsetDateTime) -> Result<List, StoreError> {
         let Sweeper { store, options, .. } = &self.sweeper;
+        self.forget_place().await?;
         store.set_value(&self.name("begun:"), &format_instant(now)).await?;
         if self.scope.0 == Side::Defender {
             let since = format_instant(now - options.look_back);
@@ -237,38 +329,141 @@ impl ScopeSweep {
         while let Some(links) = pages.next().await? {
             let mut told = Vec::new();
             for link in links {
-                let state = serde_json::from_str::<LinkState>(&link.state).unwrap_or_default();
-                let known = state.known.filter(|_| state.intents.is_empty());
-                match (self.scope.0, known) {
-                    // What is put aside waits for its reason to end: whoever shows the incident may be tried again.
-                    (Side::Sentinel, _) if link.parked.is_some() => {}
-                    (Side::Sentinel, None) => {}
-                    (Side::Sentinel, Some(known)) => {
-                        let words = sentinel_words(&known.sentinel);
-                        // A twin of several links: whatever it shows, look at each.
-                        let marked =
-                            expected.insert(mark(&link.sentinel_id), both(&known.sentinel_etag, words));
-                        if marked.is_some() {
-                            expected.insert(mark(&link.sentinel_id), ALWAYS);
-                        }
-                    }
-                    (Side::Defender, None) => told.push(link.key),
-                    (Side::Defender, Some(known)) => {
-                        since = since.min(known.defender_updated);
-                        let words = mark(&(defender_words(&known.defender), state.hung.defender_comments));
-                        let words = both(&format_instant(known.defender_updated), words);
-                        let words = if link.parked.is_some() { ALWAYS } else { words };
-                        expected.insert(mark(&link.key), words);
-                    }
-                }
+                self.expect(link, &mut expected, &mut since, &mut told);
             }
             self.tell(told).await?;
         }
         self.sweeper.metrics.swept(expected.len() as u64);
-        Ok(List { fence, since: since - MARGIN, expected, next: None, pages: 0, stuck: 0 })
+        let list = List {
+            fence,
+            since: since - MARGIN,
+            expected,
+            next: None,
+            pages: 0,
+            stuck: 0,
+            begun: now,
+            resumed: false,
+            shown: Vec::new(),
+            chunks: 0,
+            looks: None,
+        };
+        self.keep_place(&list).await?;
+        Ok(list)
+    }
+
+    /// Takes up a sweep at its place. What was stored since it began was read by a worker since then; it need not be
+    /// shown, and what is new may be on a page that was read before.
+    async fn resume(&self, fence: Fence, place: Place, begun: OffsetDateTime) -> Result<List, StoreError> {
+        let Sweeper { store, routes, .. } = &self.sweeper;
+        let mut list = List {
+            fence,
+            since: place.since,
+            expected: HashMap::new(),
+            next: place.next,
+            pages: place.pages,
+            stuck: 0,
+            begun,
+            resumed: true,
+            shown: unpack(&place.shown),
+            chunks: place.chunks,
+            looks: None,
+        };
+        if let Some(after) = place.looks {
+            list.looks = Some(self.looks(after));
+            return Ok(list);
+        }
+        let mut pages = LinkPages::of_scope(store, routes, &self.scope);
+        let (mut since, mut told) = (begun, Vec::new());
+        while let Some(links) = pages.next().await? {
+            for link in links.into_iter().filter(|link| link.updated_at < begun) {
+                self.expect(link, &mut list.expected, &mut since, &mut told);
+            }
+            // What was never agreed was told of when the sweep began.
+            told.clear();
+        }
+        let mut shown = list.shown.clone();
+        let prefix = self.name("shown:") + ":";
+        let mut after: Option<String> = None;
+        loop {
+            let chunks = store.values(&prefix, after.as_deref(), 100).await?;
+            let Some((last, _)) = chunks.last() else { break };
+            after = Some(last.clone());
+            shown.extend(chunks.iter().flat_map(|(_, marks)| unpack(marks)));
+        }
+        for mark in shown {
+            list.expected.remove(&mark);
+        }
+        tracing::info!(
+            side = %self.scope.0, scope = self.scope.1, pages = list.pages, left = list.expected.len(),
+            "the sweep goes on where it was interrupted"
+        );
+        Ok(list)
+    }
+
+    /// What the list has to show of one link, or that it is to be told of at once.
+    fn expect(
+        &self,
+        link: LinkRecord,
+        expected: &mut HashMap<u64, u64>,
+        since: &mut OffsetDateTime,
+        told: &mut Vec<LinkKey>,
+    ) {
+        let state = serde_json::from_str::<LinkState>(&link.state).unwrap_or_default();
+        let known = state.known.filter(|_| state.intents.is_empty());
+        match (self.scope.0, known) {
+            // What is put aside waits for its reason to end: whoever shows the incident may be tried again.
+            (Side::Sentinel, _) if link.parked.is_some() => {}
+            (Side::Sentinel, None) => {}
+            (Side::Sentinel, Some(known)) => {
+                let words = sentinel_words(&known.sentinel);
+                // A twin of several links: whatever it shows, look at each.
+                let name = hash(&link.sentinel_id);
+                if expected.insert(name, both(&known.sentinel_etag, words)).is_some() {
+                    expected.insert(name, ALWAYS);
+                }
+            }
+            (Side::Defender, None) => told.push(link.key),
+            (Side::Defender, Some(known)) => {
+                *since = (*since).min(known.defender_updated);
+                let words = mark(&(defender_words(&known.defender), state.hung.defender_comments));
+                let words = both(&format_instant(known.defender_updated), words);
+                let words = if link.parked.is_some() { ALWAYS } else { words };
+                expected.insert(of_key(&link.key), words);
+            }
+        }
+    }
+
+    async fn keep_place(&self, list: &List) -> Result<(), StoreError> {
+        let place = Place {
+            begun: format_instant(list.begun),
+            at: self.sweeper.clock.now(),
+            since: list.since,
+            next: list.next.clone(),
+            pages: list.pages,
+            chunks: list.chunks,
+            shown: pack(&list.shown),
+            looks: list.looks.as_ref().map(|looks| looks.after.clone()),
+        };
+        let text = serde_json::to_string(&place).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        self.sweeper.store.set_value(&self.name("place:"), &text).await
+    }
+
+    async fn forget_place(&self) -> Result<(), StoreError> {
+        let store = &self.sweeper.store;
+        store.remove_value(&self.name("place:")).await?;
+        loop {
+            let chunks = store.values(&(self.name("shown:") + ":"), None, 100).await?;
+            if chunks.is_empty() {
+                return Ok(());
+            }
+            for (name, _) in chunks {
+                store.remove_value(&name).await?;
+            }
+        }
     }
 
     async fn page(&mut self) -> Result<Swept, StoreError> {
+        let names = self.name("shown:");
         let Some(list) = &mut self.list else { return Ok(Swept::NotOurs) };
         if list.expected.is_empty() {
             return self.finish().await;
@@ -296,14 +491,17 @@ impl ScopeSweep {
             let (class, side) = (Class::Permanent, Some(self.scope.0));
             return self.broken(Failure { class, side, code: "endless-list".into(), message, effect }).await;
         }
-        (list.next, list.stuck) = (next, 0);
+        (list.next, list.stuck, list.resumed) = (next, 0, false);
         let mut suspects = Vec::new();
-        let routes = self.sweeper.routes.of_tenant(&self.scope.1);
+        let routes = &self.sweeper.routes;
         let count = records.len();
         for record in records {
             let mut differs = false;
-            for mark in marks(self.scope.0, &record.name, routes) {
+            for mark in marks(&self.scope, &record.name, routes) {
                 let known = list.expected.remove(&mark);
+                if known.is_some() {
+                    list.shown.push(mark);
+                }
                 differs |= known.is_some_and(|known| known == ALWAYS || known != record.mark);
             }
             if differs {
@@ -312,10 +510,16 @@ impl ScopeSweep {
         }
         // The pollers tell of what cannot be read; it is not missing.
         for (name, _) in &unreadable {
-            for mark in marks(self.scope.0, name, routes) {
-                list.expected.remove(&mark);
+            for mark in marks(&self.scope, name, routes) {
+                if list.expected.remove(&mark).is_some() {
+                    list.shown.push(mark);
+                }
             }
         }
+        let put_away = (list.shown.len() >= MARKS_AT_ONCE).then(|| {
+            list.chunks += 1;
+            (format!("{names}:{:08}", list.chunks), pack(&std::mem::take(&mut list.shown)))
+        });
         let more = list.next.is_some();
         let mut differing = Vec::new();
         for record in suspects {
@@ -324,12 +528,100 @@ impl ScopeSweep {
         let hints = differing.len();
         self.tell(differing).await?;
         if more {
+            // Told first: a crash in between tells it again.
+            if let Some((name, marks)) = put_away {
+                self.sweeper.store.set_value(&name, &marks).await?;
+            }
+            if let Some(list) = &self.list {
+                self.keep_place(list).await?;
+            }
             return Ok(Swept::Page { records: count, hints });
         }
         match self.finish().await? {
             Swept::Finished { hints: missing } => Ok(Swept::Finished { hints: hints + missing }),
+            Swept::Comments { hints: missing } => Ok(Swept::Comments { hints: hints + missing }),
             other => Ok(other),
         }
+    }
+
+    fn looks(&self, after: Option<LinkKey>) -> Looks {
+        let Sweeper { store, routes, .. } = &self.sweeper;
+        let mut pages = LinkPages::of_scope(store, routes, &self.scope);
+        if let Some(after) = &after {
+            pages.go_on(after.clone());
+        }
+        Looks { pages, waiting: VecDeque::new(), after, unsaved: 0 }
+    }
+
+    /// Looks at the comments of the next link that an edit would concern, if there is one. `before` were hinted already
+    /// in this step.
+    async fn look(&mut self, before: usize) -> Result<Swept, StoreError> {
+        let Source::Sentinel(sentinel) = self.source.clone() else {
+            self.end().await?;
+            return Ok(Swept::Finished { hints: before });
+        };
+        let now = self.sweeper.clock.now();
+        let link = loop {
+            let Some(looks) = self.list.as_mut().and_then(|list| list.looks.as_mut()) else {
+                return Ok(Swept::NotOurs);
+            };
+            match looks.waiting.front() {
+                Some(link) if self.sweeper.watches_comments(link, now) => break link.key.clone(),
+                Some(_) => drop(looks.waiting.pop_front()),
+                None => match looks.pages.next().await? {
+                    Some(links) => looks.waiting.extend(links),
+                    None => {
+                        self.end().await?;
+                        return Ok(Swept::Finished { hints: before });
+                    }
+                },
+            }
+        };
+        // As it is stored now: a worker may have been there meanwhile.
+        let stored = self.sweeper.store.link(&link).await?;
+        let mut hints = before;
+        if let Some(stored) = stored.filter(|stored| self.sweeper.watches_comments(stored, now)) {
+            match sentinel.comments(&stored.sentinel_id).await {
+                Ok(listed) => {
+                    let state = serde_json::from_str::<LinkState>(&stored.state).unwrap_or_default();
+                    if comments::shows_news(&state.hung.comments, &listed) {
+                        self.tell(vec![stored.key]).await?;
+                        hints += 1;
+                    }
+                    if let Some(list) = &mut self.list {
+                        (list.stuck, list.resumed) = (0, false);
+                    }
+                }
+                Err(failure) => {
+                    let stuck = self.list.as_ref().map_or(0, |list| list.stuck);
+                    let one_alone = match failure.class {
+                        Class::Permanent => true,
+                        Class::Retry { wait: None } | Class::Conflict => stuck + 1 >= MOST_STUCK,
+                        Class::Retry { wait: Some(_) } | Class::Auth => false,
+                    };
+                    if !one_alone {
+                        return self.broken(failure).await;
+                    }
+                    // One that cannot be read holds up no other.
+                    tracing::warn!(link = %link, %failure, "comments cannot be looked at; the sweep goes on");
+                }
+            }
+        }
+        if let Some(list) = &mut self.list
+            && let Some(looks) = &mut list.looks
+        {
+            list.stuck = 0;
+            looks.waiting.pop_front();
+            looks.after = Some(link);
+            looks.unsaved += 1;
+            if looks.unsaved >= LOOKS_AT_ONCE {
+                looks.unsaved = 0;
+                if let Some(list) = &self.list {
+                    self.keep_place(list).await?;
+                }
+            }
+        }
+        Ok(Swept::Comments { hints })
     }
 
     /// The links for which a record is news, by what is stored of them now: a worker may have been there meanwhile.
@@ -339,8 +631,8 @@ impl ScopeSweep {
             Side::Sentinel => store.links_of_twin(&self.scope.1, &record.name).await?,
             Side::Defender => {
                 let mut links = Vec::new();
-                for route in routes.of_tenant(&self.scope.1) {
-                    links.extend(store.link(&route.key(&record.name)).await?);
+                for key in routes.keys_of(&self.scope.1, &record.name) {
+                    links.extend(store.link(&key).await?);
                 }
                 links
             }
@@ -353,7 +645,7 @@ impl ScopeSweep {
         };
         Ok(links
             .into_iter()
-            .filter(|link| routes.of_link(&link.key).is_some() && news(link))
+            .filter(|link| routes.of_link(link).is_some() && news(link))
             .map(|link| link.key)
             .collect())
     }
@@ -368,8 +660,8 @@ impl ScopeSweep {
             while let Some(mut links) = pages.next().await? {
                 links.retain(|link| {
                     let name = match side {
-                        Side::Defender => mark(&link.key),
-                        Side::Sentinel => mark(&link.sentinel_id),
+                        Side::Defender => of_key(&link.key),
+                        Side::Sentinel => hash(&link.sentinel_id),
                     };
                     link.parked.is_none() && list.expected.contains_key(&name)
                 });
@@ -377,12 +669,21 @@ impl ScopeSweep {
                 self.tell(links.into_iter().map(|link| link.key).collect()).await?;
             }
         }
-        self.end().await?;
-        Ok(Swept::Finished { hints })
+        let looks = self.looks(None);
+        if let Some(list) = &mut self.list {
+            list.looks = Some(looks);
+        }
+        if self.scope.0 == Side::Sentinel
+            && let Some(list) = &self.list
+        {
+            self.keep_place(list).await?;
+        }
+        self.look(hints).await
     }
 
     async fn end(&mut self) -> Result<(), StoreError> {
         self.sweeper.store.set_value(&self.name("begun:"), "").await?;
+        self.forget_place().await?;
         match self.list.take() {
             Some(list) => self.sweeper.store.release_fence(&list.fence).await,
             None => Ok(()),
@@ -401,6 +702,15 @@ impl ScopeSweep {
             Class::Retry { wait: None } | Class::Conflict if list.stuck + 1 < MOST_STUCK => {
                 list.stuck += 1;
                 Ok(Swept::Waiting(Duration::from_secs(10) * list.stuck))
+            }
+            Class::Retry { wait: None } | Class::Conflict | Class::Permanent if list.resumed => {
+                // The stored link to the next page has had its time, perhaps: from the start.
+                tracing::info!(side = %self.scope.0, scope = self.scope.1, %failure, "the sweep begins again");
+                self.forget_place().await?;
+                if let Some(list) = self.list.take() {
+                    self.sweeper.store.release_fence(&list.fence).await?;
+                }
+                Ok(Swept::Waiting(Duration::from_secs(1)))
             }
             Class::Retry { wait: None } | Class::Conflict | Class::Permanent => {
                 tracing::warn!(side = %self.scope.0, scope = self.scope.1, %failure, "the sweep is left to the next time");
@@ -435,6 +745,7 @@ impl ScopeSweep {
                 Ok(Swept::Page { records, .. }) => {
                     pace.saturating_mul(u32::try_from(records).unwrap_or(u32::MAX)).min(LONGEST_PAUSE)
                 }
+                Ok(Swept::Comments { .. }) => pace,
                 Ok(Swept::Finished { .. } | Swept::GivenUp(_)) => Duration::from_secs(1),
                 Ok(Swept::Resting(pause)) => pause.min(LONGEST_REST),
                 Ok(Swept::Waiting(pause)) => pause,
@@ -490,12 +801,25 @@ impl Listed {
     }
 }
 
-/// The marks under which an incident of a list may be expected.
-fn marks(side: Side, name: &str, routes: &[Arc<Route>]) -> Vec<u64> {
+/// The marks under which an incident of a list may be expected. They are stored, so they must not depend on the build.
+fn marks((side, scope): &Scope, name: &str, routes: &Routes) -> Vec<u64> {
     match side {
-        Side::Defender => routes.iter().map(|route| mark(&route.key(name))).collect(),
-        Side::Sentinel => vec![mark(name)],
+        Side::Defender => routes.keys_of(scope, name).map(|key| of_key(&key)).collect(),
+        Side::Sentinel => vec![hash(name)],
     }
+}
+
+fn of_key(key: &LinkKey) -> u64 {
+    hash(&key.to_string())
+}
+
+fn pack(marks: &[u64]) -> String {
+    marks.iter().map(|mark| format!("{mark:016x}")).collect()
+}
+
+fn unpack(text: &str) -> Vec<u64> {
+    let digits = text.as_bytes().chunks_exact(16).filter_map(|digits| std::str::from_utf8(digits).ok());
+    digits.filter_map(|digits| u64::from_str_radix(digits, 16).ok()).collect()
 }
 
 fn mark<T: Hash + ?Sized>(name: &T) -> u64 {

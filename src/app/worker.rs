@@ -79,6 +79,9 @@ pub struct Worker {
     strays: AtomicBool,
 }
 
+/// The routes that join a link's tenant and workspace: one of them owns it.
+type Pair = Vec<Arc<Route>>;
+
 /// What a job's link came to, in the worker's words.
 enum Ended {
     Report(Report),
@@ -176,7 +179,7 @@ impl Worker {
         }
     }
 
-    async fn serve(&self, lease: &JobLease, links: Vec<(Arc<Route>, LinkKey)>) -> Result<(), StoreError> {
+    async fn serve(&self, lease: &JobLease, links: Vec<(Pair, LinkKey)>) -> Result<(), StoreError> {
         let cause = Cause {
             side: lease.subject.side,
             version: lease.version.clone(),
@@ -188,42 +191,36 @@ impl Worker {
         let several = links.len() > 1;
         let step_ends = self.clock.now() + STEP_TIME;
         let mut ended = Vec::new();
-        for (route, key) in links {
+        for (pair, key) in links {
             if self.clock.now() + LINK_TIME > step_ends {
                 // The rest has its turn after those that now turn out to be in step.
                 ended.push(Ended::Busy);
                 break;
             }
-            ended.push(self.work_on(route, key, &cause, several).await?);
+            ended.push(self.work_on(pair, key, &cause, several).await?);
         }
         let (settlement, outcome) = self.sum_up(lease, ended);
         self.settle(lease, settlement, outcome).await
     }
 
     /// The links that a hint is about. A Sentinel incident that is nobody's twin has none.
-    async fn links(&self, lease: &JobLease) -> Result<Vec<(Arc<Route>, LinkKey)>, StoreError> {
+    async fn links(&self, lease: &JobLease) -> Result<Vec<(Pair, LinkKey)>, StoreError> {
         let subject = &lease.subject;
-        Ok(match subject.side {
-            Side::Defender => self
-                .routes
-                .of_tenant(&subject.scope)
-                .iter()
-                .map(|route| (route.clone(), route.key(&subject.native_id)))
-                .collect(),
+        let keys: Vec<LinkKey> = match subject.side {
+            Side::Defender => self.routes.keys_of(&subject.scope, &subject.native_id).collect(),
             Side::Sentinel => {
                 let links = self.store.links_of_twin(&subject.scope, &subject.native_id).await?;
-                links
-                    .into_iter()
-                    .filter_map(|link| Some((self.routes.of_link(&link.key)?.clone(), link.key)))
-                    .collect()
+                links.into_iter().map(|link| link.key).collect()
             }
-        })
+        };
+        let joined = keys.into_iter().map(|key| (self.routes.of_pair(&key).to_vec(), key));
+        Ok(joined.filter(|(pair, _)| !pair.is_empty()).collect())
     }
 
     /// A place for each tenant and workspace that the links touch. One that every route uses needs none.
-    fn slot(&self, links: &[(Arc<Route>, LinkKey)]) -> Option<Slot> {
+    fn slot(&self, links: &[(Pair, LinkKey)]) -> Option<Slot> {
         let mut scopes: Vec<&str> =
-            links.iter().flat_map(|(route, _)| [route.tenant_id.as_str(), &route.workspace]).collect();
+            links.iter().flat_map(|(_, key)| [key.tenant_id.as_str(), &key.workspace]).collect();
         scopes.retain(|scope| !self.routes.all_use(scope));
         scopes.sort_unstable();
         scopes.dedup();
@@ -233,7 +230,7 @@ impl Worker {
     /// Reconciles one link under its fence. A panic or a timeout ends the link's run, not the worker.
     async fn work_on(
         &self,
-        route: Arc<Route>,
+        pair: Pair,
         key: LinkKey,
         cause: &Cause,
         several: bool,
@@ -243,7 +240,7 @@ impl Worker {
             self.lately.ran(&key, now, "busy", Some("the link is in another worker's hands"));
             return Ok(Ended::Busy);
         };
-        let ended = match self.run_one(route, &key, &fence, cause).await {
+        let ended = match self.run_one(pair, &key, &fence, cause).await {
             Ok(report) => {
                 let (end, why) = report.end.told();
                 self.lately.ran(&key, self.clock.now(), end, why);
@@ -294,13 +291,13 @@ impl Worker {
 
     async fn run_one(
         &self,
-        route: Arc<Route>,
+        pair: Pair,
         key: &LinkKey,
         fence: &Fence,
         cause: &Cause,
     ) -> Result<Report, Failure> {
         let (this, link, held, why) = (self.reconciler.clone(), key.clone(), fence.clone(), cause.clone());
-        let run = trace::collect(async move { this.reconcile(&route, &link, &held, &why).await });
+        let run = trace::collect(async move { this.reconcile(&pair, &link, &held, &why).await });
         let task = AbortOnDropHandle::new(tokio::spawn(run));
         let unfinished = |code: &str, message: &str| Failure {
             class: Class::Retry { wait: None },

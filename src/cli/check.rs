@@ -9,6 +9,7 @@ use super::service::{Sides, watched};
 use crate::adapters::clock::SystemClock;
 use crate::app::native;
 use crate::config::Config;
+use crate::domain::plan::format_instant;
 use crate::domain::policy::Native;
 use crate::ports::Clock;
 
@@ -30,6 +31,9 @@ pub(super) async fn run(
             "      there is no route: nothing is kept in step until a [[routes]] joins a tenant and a workspace"
         );
     }
+    for overlap in config.overlaps() {
+        println!("{}  {overlap}", if overlap.never { "warn" } else { "    " });
+    }
     if !connect {
         println!("      the tenants and workspaces were not asked; --connect does that");
         return Ok(ExitCode::SUCCESS);
@@ -42,13 +46,15 @@ pub(super) async fn run(
             println!("FAIL  {what}: {why}");
         }
     };
-    let store = match operate::open(&config).await {
+    let opened = operate::open(&config).await;
+    let store = match &opened {
         Ok(store) => {
             store.ping().await.map(|()| "takes commits".to_owned()).map_err(|error| error.to_string())
         }
         Err(error) => Err(format!("{error:#}")),
     };
     line("store", store);
+    let opened = opened.ok();
     let sides = Sides::new(&config, &watched(&config))?;
     for (name, defender) in &sides.defenders {
         line(
@@ -63,17 +69,19 @@ pub(super) async fn run(
         );
     }
     for route in sides.routes.all() {
-        // What cannot be read is a FAIL above.
-        if let Ok(Some(twin)) = native::example(route, SystemClock.now()).await {
-            let what = match route.policy.native {
-                Native::Refuse => "native_connector is `refuse`: nothing is created",
-                Native::Skip => "native_connector is `skip`: nothing is created",
-                Native::Adopt => "native_connector is `adopt`: its twins are linked",
-            };
-            println!(
-                "      route {}: Microsoft's own connector serves this tenant and workspace (it made {}); {what}",
-                route.name, twin.name
-            );
+        // What cannot be read is a FAIL above; then what the service has found out holds.
+        let now = SystemClock.now();
+        let read = native::example(route, now)
+            .await
+            .unwrap_or_default()
+            .map(|twin| native::Served { example: twin.name, newest: format_instant(twin.modified) });
+        let known = match &opened {
+            Some(store) => native::served(&**store, route, now).await.unwrap_or_default(),
+            None => None,
+        };
+        if let Some(served) = read.or(known) {
+            let refused = route.policy.native == Native::Refuse;
+            println!("{}  {}", if refused { "warn" } else { "    " }, native::told(route, &served));
         }
     }
     for workspace in &config.workspaces {

@@ -35,7 +35,9 @@ pub(super) async fn run(config: &Config, asked: Asked<'_>) -> anyhow::Result<Exi
         Some(url) => of_service(config, url, route, incident).await?,
         None => {
             let store = operate::open(config).await?;
-            let question = Question { route, policy: &found.policy, key: &key, most: last };
+            let pair = config.routes.iter().filter(|other| config.joins_the_same(other, found));
+            let pair: Vec<&str> = pair.map(|other| other.name.as_str()).collect();
+            let question = Question { route, policy: &found.policy, key: &key, pair: &pair, most: last };
             explain::explain(&*store, question, None, SystemClock.now()).await?.to_json()
         }
     };
@@ -180,6 +182,11 @@ fn told(at: &str, kind: &str, detail: &Value) -> Vec<String> {
             lines.extend(changes(&detail["changes"]));
             let would = detail["would"].as_array().into_iter().flatten();
             lines.extend(would.map(|what| format!("    {}", text(what))));
+        }
+        "overlap" => {
+            let also = detail["also"].as_array().into_iter().flatten().map(&text);
+            let also = also.collect::<Vec<_>>().join(", ");
+            lines.push(format!("{at} matches {also} too, and stays with {}", text(&detail["owner"])));
         }
         "vanished" => lines.push(format!("{at} {}", text(&detail["reason"]))),
         "comment" if detail["note"].is_string() => {

@@ -28,7 +28,7 @@ pub(super) async fn run(config: &Config, route: &str, incident: &str) -> anyhow:
     for line in plan.to_string().lines() {
         println!("  {line}");
     }
-    if let Some(reason) = reconciler.left_alone(route, &key).await? {
+    if let Some(reason) = reconciler.left_alone(sides.routes.of_pair(&key), route, &key).await? {
         println!("  but nothing is written: {reason}");
     }
     if route.policy.shadow {

@@ -29,6 +29,12 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
             workspace.name
         );
     }
+    for overlap in config.overlaps() {
+        match overlap.never {
+            true => tracing::warn!("{overlap}"),
+            false => info!("{overlap}"),
+        }
+    }
     for hold in service.store.holds().await? {
         let which =
             if hold.route == "*" { "every route".to_owned() } else { format!("route {}", hold.route) };

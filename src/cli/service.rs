@@ -26,6 +26,7 @@ use crate::app::backfill::{self, BackfillOptions, Backfiller};
 use crate::app::health::{Health, WatchedRoute};
 use crate::app::intake::Inbox;
 use crate::app::metrics::Metrics;
+use crate::app::native;
 use crate::app::poll::{PollOptions, Poller};
 #[cfg(feature = "emulator")]
 use crate::app::reconcile::Reconciler;
@@ -208,6 +209,7 @@ impl Service {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let health = watched(config);
         let routes = Sides::new(config, &health)?.routes;
+        native::report(&*store, &routes, clock.now()).await?;
         let (metrics, door_metrics) = (Metrics::default(), DoorMetrics::default());
         let mut registry: Registry = telemetry::registry();
         health.register(&mut registry);
@@ -302,7 +304,8 @@ impl Service {
         key: &crate::domain::model::LinkKey,
     ) -> anyhow::Result<crate::domain::plan::Plan> {
         let (routes, reconciler) = &self.looker;
-        let route = routes.of_link(key).context("the link belongs to no route")?;
+        let link = self.store.link(key).await?.context("there is no such link")?;
+        let route = routes.of_link(&link).context("the link belongs to no route")?;
         Ok(reconciler.look(route, key).await?)
     }
 

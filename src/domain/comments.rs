@@ -68,6 +68,8 @@ pub struct CommentPolicy {
     pub to_defender: bool,
     /// Post a notice in Defender when a comment in Sentinel was edited.
     pub edits: bool,
+    /// For how long after an incident was closed the sweep still looks for edits.
+    pub edits_after_close: Duration,
     /// Texts by which comments of other synchronisers are known, without regard to case.
     pub ignore: Vec<String>,
     /// The longest comment to post in Defender, in UTF-16 code units.
@@ -84,6 +86,7 @@ impl Default for CommentPolicy {
             to_sentinel: true,
             to_defender: true,
             edits: true,
+            edits_after_close: Duration::days(7),
             ignore: Vec::new(),
             defender_limit: 30_000,
             pair_equal: false,
@@ -316,10 +319,32 @@ impl Ledger {
         self.count = None;
     }
 
+    /// Whether comments of Sentinel were dealt with: an edit of one would be news.
+    pub fn has_told(&self) -> bool {
+        !self.told.is_empty()
+    }
+
     fn waits_until(&mut self, at: OffsetDateTime) {
         let at = millis(at);
         self.waits = Some(self.waits.map_or(at, |waits| waits.min(at)));
     }
+}
+
+/// Whether Sentinel's comments show one that is not known, or whose text is another than the one that was dealt with. A
+/// cheap look before a link is read on both sides; what comes of it is for [`plan`] to say.
+pub fn shows_news(ledger: &Ledger, listed: &[SentinelComment]) -> bool {
+    listed.iter().any(|comment| {
+        let key = short(&comment.name.to_lowercase());
+        let text = plain(&comment.message);
+        if carries_marker(&comment.message) || ledger.landed.contains(&key) || ledger.settled.contains(&key) {
+            return false;
+        }
+        ledger.told.get(&key).map_or(!collapse(&text).is_empty(), |told| {
+            let lags =
+                comment.modified.map(millis).zip(told.modified).is_some_and(|(now, known)| now < known);
+            told.text != short(&collapse(&text)) && !lags
+        })
+    })
 }
 
 /// Whether a text carries a marker of any Lockstep: then it is no analyst's comment.

@@ -35,6 +35,28 @@ pub enum Unmatched {
 }
 
 impl Filter {
+    /// Whether it is content with every incident that the other is content with, as far as the lists tell.
+    pub fn covers(&self, other: &Filter) -> bool {
+        let lower = |text: &String| text.trim().to_lowercase();
+        let texts = |wide: &[String], narrow: &[String]| {
+            let wide: Vec<String> = wide.iter().map(lower).collect();
+            wide.is_empty() || (!narrow.is_empty() && narrow.iter().all(|one| wide.contains(&lower(one))))
+        };
+        // A title holds whatever a text that it holds does.
+        let titles = self.titles.is_empty()
+            || (!other.titles.is_empty()
+                && other
+                    .titles
+                    .iter()
+                    .all(|long| self.titles.iter().any(|short| lower(long).contains(&lower(short)))));
+        titles
+            && within(&self.severities, &other.severities)
+            && within(&self.statuses, &other.statuses)
+            && texts(&self.products, &other.products)
+            && texts(&self.tags, &other.tags)
+            && texts(&self.device_groups, &other.device_groups)
+    }
+
     /// Why an incident is not for the route; `None` if it is.
     pub fn refuses(&self, says: &DefenderSays) -> Option<String> {
         let Self { severities, statuses, products, tags, titles, device_groups, otherwise: _ } = self;
@@ -65,6 +87,11 @@ impl Filter {
         }
         None
     }
+}
+
+/// Whether a list asks for no more than another does. An empty one asks for nothing.
+fn within<T: PartialEq>(wide: &[T], narrow: &[T]) -> bool {
+    wide.is_empty() || (!narrow.is_empty() && narrow.iter().all(|one| wide.contains(one)))
 }
 
 #[cfg(test)]
@@ -117,5 +144,40 @@ mod tests {
             assert!(filter.refuses(&says()).is_some(), "{filter:?}");
         }
         assert_eq!(Filter::default().refuses(&says()), None);
+    }
+
+    #[test]
+    fn a_filter_covers_those_that_ask_for_more() {
+        let list = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let all = Filter::default();
+        let high = Filter { severities: vec![DefenderSeverity::High], ..Filter::default() };
+        let severe = Filter {
+            severities: vec![DefenderSeverity::High, DefenderSeverity::Medium],
+            ..Filter::default()
+        };
+        let tagged = Filter { tags: list(&["vip"]), ..high.clone() };
+        let ransom = Filter { titles: list(&["Ransomware on"]), ..Filter::default() };
+        let ware = Filter { titles: list(&["ransomware"]), ..Filter::default() };
+        for (wide, narrow) in [
+            (&all, &all),
+            (&all, &high),
+            (&high, &high),
+            (&severe, &high),
+            (&high, &tagged),
+            (&severe, &tagged),
+            (&ware, &ransom),
+        ] {
+            assert!(wide.covers(narrow), "{wide:?} {narrow:?}");
+        }
+        for (wide, narrow) in [
+            (&high, &all),
+            (&high, &severe),
+            (&tagged, &high),
+            (&ransom, &ware),
+            (&ware, &all),
+            (&tagged, &all),
+        ] {
+            assert!(!wide.covers(narrow), "{wide:?} {narrow:?}");
+        }
     }
 }

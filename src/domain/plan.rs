@@ -129,6 +129,9 @@ pub struct LinkState {
     /// In shadow: the hash of what would have been written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadowed: Option<u64>,
+    /// Other routes between the same tenant and workspace that would take the incident too, as far as was reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overlaps: Vec<String>,
 }
 
 /// Creates of a twin that got no answer, while another did: nothing guards them (`sentinel.md` §4), and one that arrives
@@ -221,6 +224,15 @@ pub struct Refused {
 }
 
 impl LinkState {
+    /// Whether there is a twin, or was one: then the link is the route's that made it. One that was only announced may
+    /// never have been made.
+    pub fn had_twin(&self) -> bool {
+        self.known.is_some()
+            || self.acted_sentinel.is_some()
+            || self.unlinked.is_some()
+            || self.generation > 0
+    }
+
     /// The version that a hint must name to be old news: our own echo, or what we already acted on.
     ///
     /// With an unproved write nothing is old news.

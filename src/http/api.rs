@@ -16,6 +16,7 @@ use super::router::Served;
 use crate::app::explain::{self, Live, Question};
 use crate::app::unmapped;
 use crate::domain::model::LinkKey;
+use crate::domain::policy::Policy;
 use crate::ports::StoreError;
 
 /// How many entries of the journal an answer holds.
@@ -41,7 +42,10 @@ pub(super) async fn explain(
         return NO_ROUTE.into_response();
     };
     let key = LinkKey { tenant_id: tenant_id.clone(), incident_id: incident, workspace: workspace.clone() };
-    let question = Question { route: &route, policy, key: &key, most: ENTRIES };
+    let same = |other: &&(String, String, Policy)| other.0 == *tenant_id && other.1 == *workspace;
+    let pair = state.doors.routes.iter().filter(|(_, other)| same(other));
+    let pair: Vec<&str> = pair.map(|(name, _)| name.as_str()).collect();
+    let question = Question { route: &route, policy, key: &key, pair: &pair, most: ENTRIES };
     let live = Live { health: &state.health, routes: &state.routes, lately: &state.lately };
     match explain::explain(&*state.store, question, Some(live), state.inbox.clock().now()).await {
         Ok(explained) => Json(explained.to_json()).into_response(),

@@ -1,5 +1,6 @@
 //! A house: both systems, a disk, and applications on it that can be killed and started again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use lockstep::app::reconcile::twin_id;
 use lockstep::app::routes::{Route, Routes};
 use lockstep::app::sweep::{SweepOptions, Sweeper};
 use lockstep::app::worker::Worker;
+use lockstep::domain::filter::Filter;
 use lockstep::domain::model::{LinkKey, Side};
 use lockstep::domain::plan::{self, LinkState, Snapshot};
 use lockstep::domain::policy::{Direction, Field, Policy};
@@ -49,6 +51,8 @@ pub(crate) struct House {
     pub(crate) shared: Shared,
     pub(crate) ways: Vec<Way>,
     pub(crate) policy: Policy,
+    /// Which incidents a route is for, by its name, where it is not for all.
+    pub(crate) filters: BTreeMap<&'static str, Filter>,
     pub(crate) polls: bool,
     pub(crate) workers: usize,
     /// Several applications on one disk: none may take what another has left for its own.
@@ -73,6 +77,7 @@ impl House {
             shared: Shared::new(seed, &pairs),
             ways: ways.collect(),
             policy: Policy::default(),
+            filters: BTreeMap::new(),
             polls: true,
             workers: 3,
             replicas: false,
@@ -129,13 +134,15 @@ impl House {
                     other: other.to_owned(),
                 })
             };
+            let mut policy = self.policy.clone();
+            policy.filter = self.filters.get(name).cloned().unwrap_or_default();
             Route {
                 name: (*name).to_owned(),
                 tenant_id: tenant_id.clone(),
                 workspace: place.clone(),
                 home: "elsewhere".into(),
                 directories: lockstep::app::routes::Directories::default(),
-                policy: self.policy.clone(),
+                policy,
                 defender: plug(Side::Defender, tenant_id, place, Pace::graph(Limits::default())),
                 sentinel: plug(Side::Sentinel, place, tenant_id, Pace::arm(Limits::default())),
             }

@@ -9,6 +9,8 @@ mod drifts;
 mod file;
 mod house;
 mod life;
+mod natives;
+mod overlaps;
 mod people;
 mod plant;
 mod sayings;

@@ -572,6 +572,7 @@ impl Plant {
 
     /// Takes note of what changed, and makes notifications of it, which are read as the doors read them.
     fn drain(&mut self, now: OffsetDateTime) {
+        self.world.settle_native(now);
         let (graph_tells, playbooks_tell) = (self.graph_tells, self.playbooks_tell);
         let World { tenants, workspaces, .. } = &mut self.world;
         for (scope, tenant) in tenants {

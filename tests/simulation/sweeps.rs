@@ -9,6 +9,7 @@ use lockstep::app::metrics::Metrics;
 use lockstep::app::reconcile::twin_id;
 use lockstep::app::routes::{Route, Routes};
 use lockstep::app::sweep::{ScopeSweep, SweepOptions, Sweeper, Swept};
+use lockstep::domain::comments::{self, CommentPolicy, CommentsSeen};
 use lockstep::domain::failure::{Class, Effect, Failure};
 use lockstep::domain::mapping::new_twin;
 use lockstep::domain::model::*;
@@ -37,6 +38,9 @@ pub(crate) struct Shelves {
     pub(crate) gets: u32,
     /// What the next pages of Defender's list answer instead.
     pub(crate) trouble: Vec<Class>,
+    /// Sentinel's comments by twin, and whose were listed.
+    pub(crate) comments: BTreeMap<String, Vec<SentinelComment>>,
+    pub(crate) listed: Vec<String>,
 }
 
 pub(crate) struct Shelf(pub(crate) Arc<Mutex<Shelves>>);
@@ -138,8 +142,10 @@ impl Sentinel for Shelf {
         Err(refusal(Side::Sentinel, Class::Permanent))
     }
 
-    async fn comments(&self, _: &str) -> Result<Vec<lockstep::domain::model::SentinelComment>, Failure> {
-        Ok(Vec::new())
+    async fn comments(&self, name: &str) -> Result<Vec<SentinelComment>, Failure> {
+        let mut shelves = self.0.lock().unwrap();
+        shelves.listed.push(name.to_owned());
+        Ok(shelves.comments.get(name).cloned().unwrap_or_default())
     }
 
     async fn put_comment(
@@ -257,9 +263,13 @@ impl Stage {
     }
 
     fn sweeper(&self) -> Sweeper {
+        self.sweeper_of(Policy::default())
+    }
+
+    fn sweeper_of(&self, policy: Policy) -> Sweeper {
         Sweeper {
             store: self.store(),
-            routes: self.routes(Policy::default()),
+            routes: self.routes(policy),
             clock: self.clock.clone(),
             metrics: Metrics::default(),
             options: SweepOptions::default(),
@@ -268,8 +278,12 @@ impl Stage {
 
     /// Sweeps both sides to their ends.
     async fn sweep(&self) {
-        for mut scope in self.sweeper().scopes() {
-            while let Swept::Page { .. } = scope.step().await.unwrap() {}
+        self.sweep_of(Policy::default()).await;
+    }
+
+    async fn sweep_of(&self, policy: Policy) {
+        for mut scope in self.sweeper_of(policy).scopes() {
+            while let Swept::Page { .. } | Swept::Comments { .. } = scope.step().await.unwrap() {}
         }
     }
 
@@ -375,14 +389,12 @@ async fn a_sweep_that_breaks_off_goes_on_or_begins_again() {
     assert_eq!(sweep.step().await.unwrap(), Swept::Waiting(Duration::from_secs(60)));
     assert_eq!(sweep.step().await.unwrap(), Swept::Waiting(Duration::from_secs(10)));
     assert_eq!(sweep.step().await.unwrap(), Swept::Page { records: 50, hints: 0 });
-    // The process dies. Another takes over when the fence has run out, from the start.
+    // The process dies. Another takes over when the fence has run out, at the page where it was.
     drop(sweep);
     tokio::time::sleep(Duration::from_secs(16 * 60)).await;
     let mut sweep = of_defender(stage.sweeper());
-    for _ in 0..2 {
-        assert_eq!(sweep.step().await.unwrap(), Swept::Page { records: 50, hints: 0 });
-    }
     assert_eq!(sweep.step().await.unwrap(), Swept::Finished { hints: 1 });
+    assert_eq!(stage.hinted(), ["1119".to_owned()].into());
     assert!(matches!(sweep.step().await.unwrap(), Swept::Resting(_)), "until the next is due");
     // A side that answers nothing but trouble is left to the next time, and due then.
     tokio::time::sleep(Duration::from_secs(6 * 60 * 60)).await;
@@ -393,4 +405,154 @@ async fn a_sweep_that_breaks_off_goes_on_or_begins_again() {
     assert!(matches!(sweep.step().await.unwrap(), Swept::Resting(_)));
     tokio::time::sleep(Duration::from_secs(6 * 60 * 60)).await;
     assert_eq!(sweep.step().await.unwrap(), Swept::Page { records: 50, hints: 0 });
+    // A place that no longer leads anywhere, and one that is too old: from the start.
+    for (rest, trouble) in [(16 * 60, vec![Class::Permanent]), (13 * 60 * 60, Vec::new())] {
+        drop(sweep);
+        tokio::time::sleep(Duration::from_secs(rest)).await;
+        sweep = of_defender(stage.sweeper());
+        let broken = !trouble.is_empty();
+        stage.shelves.lock().unwrap().trouble = trouble;
+        if broken {
+            assert_eq!(sweep.step().await.unwrap(), Swept::Waiting(Duration::from_secs(1)));
+        }
+        assert_eq!(sweep.step().await.unwrap(), Swept::Page { records: 50, hints: 0 });
+    }
+    // Nothing of the place is left when a sweep has ended.
+    while let Swept::Page { .. } = sweep.step().await.unwrap() {}
+    assert_eq!(stage.store().values("sweep:place:", None, 9).await.unwrap(), []);
+    assert_eq!(stage.store().values("sweep:shown:", None, 9).await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_is_interrupted_after_each_page_reads_each_page_once_and_misses_nothing() {
+    let stage = Stage::with(2_600);
+    stage.change("1003", |defender, _| defender.updated += time::Duration::SECOND);
+    stage.change("3500", |_, sentinel| sentinel.etag = "\"other\"".into());
+    {
+        let mut shelves = stage.shelves.lock().unwrap();
+        shelves.defender.remove("1004");
+        shelves.defender.remove("3001");
+        shelves.sentinel.remove(&twin_id(&key("1006")));
+    }
+    for at in 0..2 {
+        let mut steps = 0;
+        loop {
+            let mut sweep = stage.sweeper().scopes().remove(at);
+            let swept = sweep.step().await.unwrap();
+            // Long enough for its fence to run out.
+            tokio::time::sleep(Duration::from_secs(16 * 60)).await;
+            steps += 1;
+            if steps == 7 && at == 0 {
+                // A worker made a link meanwhile, whose incident was on an earlier page.
+                stage.change_link("1010", |link, state| {
+                    link.updated_at = stage.clock.now();
+                    state.known.as_mut().unwrap().defender_updated += time::Duration::SECOND;
+                });
+            }
+            match swept {
+                Swept::Page { .. } => {}
+                Swept::Finished { .. } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(steps, [52, 3][at]);
+    }
+    assert_eq!(stage.shelves.lock().unwrap().lists, [52, 3]);
+    assert_eq!(stage.hinted(), ["1003", "1004", "1006", "3001", "3500"].map(str::to_owned).into());
+}
+
+/// A comment of an analyst, at one of its revisions.
+fn comment(name: &str, text: &str, now: OffsetDateTime) -> SentinelComment {
+    SentinelComment {
+        name: name.into(),
+        etag: String::new(),
+        author: Some("Wendy".into()),
+        message: text.into(),
+        created: Some(now),
+        modified: Some(now),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn comments_that_were_carried_are_looked_at_once_a_sweep_and_no_others() {
+    let stage = Stage::with(100);
+    let now = stage.clock.now();
+    let day = time::Duration::days(1);
+    // Those of ten links were carried to Defender.
+    for number in 1010..1020 {
+        let id = number.to_string();
+        let twin = twin_id(&key(&id));
+        let said = vec![comment("c", "Looks bad", now)];
+        stage.change_link(&id, |link, state| {
+            let seen = CommentsSeen {
+                link: &link.key,
+                twin: &twin,
+                defender: &[],
+                sentinel: Some(&said),
+                sentinel_count: Some(1),
+                now: now - day,
+                first_meeting: false,
+            };
+            let planned = comments::plan(&seen, &state.hung.comments, &CommentPolicy::default());
+            assert_eq!(planned.posts.len(), 1);
+            state.hung.comments = planned.ledger;
+            state.hung.comments.landed_post(&planned.posts[0].marker);
+        });
+        stage.shelves.lock().unwrap().comments.insert(twin, said);
+    }
+    let closed = |id: &str, days: i32| {
+        stage.change_link(id, |_, state| state.closed_since = Some(now - day * days));
+    };
+    closed("1012", 6);
+    closed("1013", 8);
+    stage.change_link("1014", |link, _| link.parked = Some("Gone in defender".into()));
+    stage.change_link("1015", |_, state| state.unlinked = Some("by policy".into()));
+    stage.change_link("1016", |_, state| state.merged_into = Some("1".into()));
+    let edit = |id: &str, text: &str| {
+        let said = comment("c", text, now + time::Duration::SECOND);
+        stage.shelves.lock().unwrap().comments.insert(twin_id(&key(id)), vec![said]);
+    };
+    for id in ["1010", "1012", "1013", "1016"] {
+        edit(id, "Was a test");
+    }
+    // One that nobody told of either.
+    let twin = twin_id(&key("1011"));
+    stage.shelves.lock().unwrap().comments.get_mut(&twin).unwrap().push(comment("d", "More", now));
+
+    stage.sweep().await;
+    let listed: BTreeSet<String> = stage.shelves.lock().unwrap().listed.drain(..).collect();
+    let wanted = ["1010", "1011", "1012", "1017", "1018", "1019"].map(|id| twin_id(&key(id)));
+    assert_eq!(listed, wanted.clone().into());
+    // 1014 is put aside: Defender's list shows it, so it is tried again whatever its comments say.
+    assert_eq!(stage.hinted(), ["1010", "1011", "1012", "1014"].map(str::to_owned).into());
+    assert_eq!(stage.shelves.lock().unwrap().lists, [2, 1], "the pages are as few as ever");
+
+    // Who does not want to hear of edits pays for none; nor does who carries none to Defender.
+    let mut deaf = Policy::default();
+    deaf.comments.edits = false;
+    let mut mute = Policy::default();
+    mute.comments.to_defender = false;
+    for policy in [deaf, mute] {
+        tokio::time::sleep(Duration::from_secs(7 * 60 * 60)).await;
+        stage.sweep_of(policy).await;
+        assert_eq!(stage.shelves.lock().unwrap().listed, [""; 0]);
+    }
+
+    // A restart after some of them goes on with the others.
+    tokio::time::sleep(Duration::from_secs(7 * 60 * 60)).await;
+    let steps = async |most: u32| {
+        let mut sweep = stage.sweeper().scopes().remove(1);
+        for _ in 0..most {
+            if let Swept::Finished { .. } = sweep.step().await.unwrap() {
+                return true;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(16 * 60)).await;
+        false
+    };
+    assert!(!steps(3).await);
+    assert!(steps(100).await);
+    let shelves = stage.shelves.lock().unwrap();
+    assert!(shelves.listed.len() <= wanted.len() + 3, "{:?}", shelves.listed);
+    assert_eq!(shelves.lists[1], 4, "the pages are read no second time");
 }

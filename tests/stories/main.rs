@@ -24,6 +24,7 @@ mod merged;
 mod operators;
 mod policies;
 mod process;
+mod routes;
 mod stage;
 mod switches;
 mod trouble;

@@ -2,6 +2,7 @@
 //! freezing, shadow, who wins, what becomes of vanished incidents, and comments where routes cross.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use crate::support::emulator::{Call, Place, State, names};
 use crate::support::until;
 
 /// What a command of the service prints, which must succeed.
-fn told(stage: &Stage, arguments: &[&str]) -> String {
+pub(crate) fn told(stage: &Stage, arguments: &[&str]) -> String {
     let output = stage.service.command(arguments);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
@@ -19,7 +20,7 @@ fn told(stage: &Stage, arguments: &[&str]) -> String {
 }
 
 /// Waits until the service's log holds a text.
-async fn logged(stage: &Stage, text: &str) {
+pub(crate) async fn logged(stage: &Stage, text: &str) {
     until(&format!("the log says {text:?}"), PATIENCE, || async {
         let log = stage.service.log_tail();
         if log.contains(text) { Ok(()) } else { Err(log) }
@@ -65,7 +66,7 @@ fn native_twin<'s>(state: &'s State, place: &Place, id: &str) -> Result<&'s Valu
 }
 
 /// The names of a twin's labels.
-fn labels(twin: &Value) -> Vec<&str> {
+pub(crate) fn labels(twin: &Value) -> Vec<&str> {
     let labels = twin["properties"]["labels"].as_array().into_iter().flatten();
     labels.filter_map(|label| label["labelName"].as_str()).collect()
 }
@@ -113,7 +114,7 @@ async fn beside_native(route: &str) -> (Stage, String) {
 
 /// Under `refuse` and `skip` nothing of ours comes to be, and it is said.
 async fn nothing_beside_native(route: &str, word: &str) {
-    let (stage, first) = beside_native(route).await;
+    let (mut stage, first) = beside_native(route).await;
     let second = stage.raise(eventful("There after")).await;
     logged(&stage, "Microsoft's own connector serves this tenant and workspace").await;
     stage.edit_defender(&first, json!({"severity": "high"})).await;
@@ -134,6 +135,11 @@ async fn nothing_beside_native(route: &str, word: &str) {
     assert!(plan.contains(word) && plan.contains("own connector"), "{plan}");
     let check = told(&stage, &["check", "--connect"]);
     assert!(check.contains(word) && check.contains("own connector"), "{check}");
+    assert_eq!(check.contains("warn  route route-0: Microsoft's own connector"), word == "refuse", "{check}");
+    // Every start says it again, although nothing is found out a second time.
+    assert!(stage.service.terminate(Duration::from_secs(10)), "{}", stage.service.log_tail());
+    stage.service.resume().await;
+    logged(&stage, &format!("native_connector is `{word}`: nothing is created")).await;
     assert_eq!(stage.parked(), [], "nothing is parked");
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{PATIENCE, Scene, Stage, fresh};
 use crate::support::emulator::State;
+use crate::support::until;
 
 /// The texts of a Defender incident's comments.
 fn said(state: &State, stage: &Stage, id: &str) -> Vec<String> {
@@ -114,6 +115,32 @@ async fn an_edited_comment_gives_one_notice() {
     let said = said(&state, &stage, &id);
     assert!(said[0].contains("It is malware.") && said[1].contains("It is a false alarm."), "{said:?}");
     assert!(said[1].to_lowercase().contains("edited"), "it says what it is: {said:?}");
+}
+
+/// The edit moves nothing of the incident: only the sweep can find it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edit_of_a_comment_that_moves_nothing_is_found_by_the_sweep() {
+    let switches = json!({"commentEditsTouch": "off"});
+    let stage = Stage::set(Scene { switches, poll: "sweep_every = \"2s\"\n", ..Scene::default() }).await;
+    let (id, name) = stage.linked(fresh("Corrected in silence")).await;
+    let (_, quiet) = stage.linked(fresh("Nobody said anything")).await;
+    let wendy = &stage.analysts[0];
+    wendy.comment_sentinel(&name, "one", "It is malware.").await;
+    comments_are(&stage, &id, &name, 1, 1).await;
+    wendy.comment_sentinel(&name, "one", "It is a false alarm.").await;
+    comments_are(&stage, &id, &name, 2, 1).await;
+    stage.ends().await;
+    let state = stage.emulator.state().await;
+    let said = said(&state, &stage, &id);
+    assert!(said[1].contains("edited a comment") && said[1].contains("It is a false alarm."), "{said:?}");
+    stage.emulator.forget_calls().await;
+    until("the next sweeps look at its comments", PATIENCE, || async {
+        let calls = stage.calls().await;
+        let of = |name: &str| calls.iter().filter(|call| call.path.contains(name)).count();
+        assert_eq!(of(&quiet), 0, "only what was carried is looked at: {calls:?}");
+        if of(&name) > 1 { Ok(()) } else { Err(format!("{calls:?}")) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

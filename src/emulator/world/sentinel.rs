@@ -53,6 +53,12 @@ pub const SWITCHES: &[Switch] = &[
         meaning: "whether a comment moves the incident's lastModifiedTimeUtc (sentinel.md 11)",
     },
     Switch {
+        name: "commentEditsTouch",
+        values: &["on", "off"],
+        meaning: "whether an edit of a comment changes anything of the incident, its etag included, and is told to \
+                  playbooks (sentinel.md 4, 8, 16.1)",
+    },
+    Switch {
         name: "tasksTouch",
         values: &["on", "off"],
         meaning: "whether tasks and relations change the incident's etag (sentinel.md 4)",
@@ -709,9 +715,13 @@ impl Workspace {
             "type": format!("Microsoft.SecurityInsights/Incidents/{segment}"),
             "properties": full,
         });
-        let status = if known.is_some() { 200 } else { 201 };
+        let edited = known.is_some();
+        let status = if edited { 200 } else { 201 };
         if let Some(kept) = self.incidents.get_mut(&key(name)) {
             kept.children_mut(child).insert(key(id), value.clone());
+        }
+        if edited && child == Child::Comment && moment.switches.is("commentEditsTouch", "off") {
+            return Ok((status, value));
         }
         self.child_changed(name, child, moment);
         // Tasks are not among what automation rules see (sentinel.md 16.1).
