@@ -69,7 +69,9 @@ fn what_the_sample_has_commented_out_is_right_too() {
         .filter(|line| !line.starts_with("ca_file ="))
         .collect();
     let config = parse(&switched_on.join("\n"));
-    assert_eq!((config.tenants.len(), config.workspaces.len(), config.routes.len()), (2, 1, 2));
+    assert_eq!((config.tenants.len(), config.workspaces.len(), config.routes.len()), (2, 1, 3));
+    let overlaps = config.overlaps();
+    assert!(overlaps.len() == 1 && !overlaps[0].never, "{overlaps:?}");
 }
 
 /// The README's table and the sample are written by hand: every key of the sample stands in the table.

@@ -177,7 +177,8 @@ async fn life(seed: u64) -> Result<(), String> {
 
 #[test]
 fn whatever_happens_there_is_one_twin_and_one_owner() {
-    for seed in 0..40 {
+    let lives = std::env::var("LOCKSTEP_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    for seed in 0..lives {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         if let Err(why) = runtime.block_on(life(seed)) {

@@ -40,8 +40,10 @@ async fn the_first_route_that_matches_an_incident_has_it_and_keeps_it() {
     // Both turn into what the other route is for.
     stage.edit_defender(&high, json!({"severity": "low"})).await;
     stage.sentinel_shows(&high, json!({"severity": "Low"})).await;
-    stage.edit_sentinel(&twin, json!({"severity": "High"})).await;
-    stage.defender_shows(&low, json!({"severity": "high"})).await;
+    stage.edit_defender(&low, json!({"severity": "high"})).await;
+    stage.sentinel_shows(&low, json!({"severity": "High"})).await;
+    stage.edit_sentinel(&twin, json!({"owner": {"userPrincipalName": "omar@contoso.com"}})).await;
+    stage.defender_shows(&low, json!({"assignedTo": "omar@contoso.com"})).await;
     let tolerated = |difference: &str| difference.contains(": tags ");
     stage.ends_but(tolerated).await;
     assert_eq!(labelled(&stage).await, wanted);
