@@ -113,7 +113,7 @@ impl Reconciler {
             return nobody(End::Nothing(format!("not for any route of this tenant and workspace ({why})")));
         };
         if let Some(reason) = held(&route.name) {
-            if !of.state.had_twin() {
+            if !of.state.had_twin() && of.state.intents.is_empty() {
                 let link = LinkRecord {
                     key: of.key.clone(),
                     route: route.name.clone(),
