@@ -112,6 +112,7 @@ impl Life {
             plant.tell(now, format!("switches: {}", described(&plant.world.switches.describe())));
             let is = |name, value| plant.world.switches.is(name, value);
             let all = is("equalTimes", "on");
+            plant.truth.equal_times = all;
             Hides {
                 defender: all || is("commentsTouch", "off"),
                 sentinel: all || is("sentinelCommentsTouch", "off"),

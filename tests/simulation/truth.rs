@@ -237,6 +237,8 @@ pub(crate) struct Truth {
     /// Overwrites that the journal has as clashes.
     pub(crate) clashes: u32,
     pub(crate) edited: u32,
+    /// Several versions of a Defender incident may have one time: then nobody can tell a read that lags.
+    pub(crate) equal_times: bool,
     /// What does not flow both ways.
     pub(crate) one_way: HashSet<Field>,
     /// Incidents that were ever merged away, and those that they were merged into.
@@ -432,7 +434,7 @@ impl Truth {
         let same = is.means.is_none() || there.means.is_none() || is.means == there.means;
         let inherited = self.winners.contains(id) && matches!(cell, Cell::Owner | Cell::Tag(_));
         let lost = self.tainted.contains(&(id.to_owned(), cell.clone()));
-        let tainted = inherited || lost || self.merged.contains(id);
+        let tainted = inherited || lost || self.equal_times || self.merged.contains(id);
         if derived || same || tainted || self.one_way.contains(&cell.field()) {
             return None;
         }
