@@ -123,6 +123,12 @@ pub enum Settlement {
         /// Whether the attempt counts as a failure of the job itself.
         counts: bool,
     },
+    /// Served, and to be looked at once more at this instant, or as soon as another hint comes: nothing is wrong, and
+    /// what is news now must not wait for what is expected later.
+    Look {
+        /// When, if no hint comes before.
+        at: OffsetDateTime,
+    },
     /// Put aside with a reason, where a person sees it. A hint with a version the row had not seen unparks it.
     Park {
         /// For a person to read.

@@ -822,6 +822,9 @@ impl Reconciler {
         let whole = second || cause.thorough() || state.hung.unfinished;
         let agreed = state.known.as_ref().filter(|_| state.intents.is_empty() && !whole);
         let mut early = run.early.as_deref().filter(|_| !second).cloned().map(Some);
+        if let Some(Some(defender)) = &early {
+            reads.push(Read::defender(self.clock.now(), Some(defender)));
+        }
         if early.is_none() && self.defender_first(run, second) {
             let defender = route.defender.incident(&key.incident_id).await?;
             reads.push(Read::defender(self.clock.now(), defender.as_ref()));

@@ -327,6 +327,7 @@ impl Worker {
             });
         };
         let (mut parked, mut resting) = (None, None);
+        let mut look: Option<time::OffsetDateTime> = None;
         for one in ended {
             match one {
                 Ended::Busy => wait(BUSY_DELAY, false, "busy"),
@@ -334,14 +335,7 @@ impl Worker {
                 Ended::Report(Report { end, look_at, .. }) => match end {
                     End::Held(_) => wait(HELD_DELAY, false, "held"),
                     End::Parked(reason) => parked = Some(reason),
-                    _ if look_at.is_some() => {
-                        let at = look_at.unwrap_or_else(|| self.clock.now());
-                        wait(
-                            (at - self.clock.now()).try_into().unwrap_or_default(),
-                            false,
-                            "looked-at-again",
-                        );
-                    }
+                    _ if look_at.is_some() => look = look.into_iter().chain(look_at).min(),
                     End::Wrote => resting = Some("written"),
                     End::InStep => resting = resting.or(Some("in-step")),
                     End::Known => resting = resting.or(Some("known")),
@@ -360,6 +354,9 @@ impl Worker {
                     }
                 }
             }
+        }
+        if let (None, Some(at)) = (&again, look) {
+            return (Settlement::Look { at }, "looked-at-again");
         }
         match (again, resting, parked) {
             (Some((delay, counts, outcome)), _, _) => (self.again(delay, counts), outcome),

@@ -57,7 +57,7 @@ async fn the_first_that_matches_makes_the_twin_in_three_calls_and_keeps_it() {
     let made = named(&[("1", "high"), ("2", "rest")]);
     assert_eq!(owners(&house), made);
     let told = |what: &str| house.story().matches(what).count();
-    let reads = ["  GET defender 1 (", "  GET defender 2 (", "  PUT sentinel 1:", "  PUT sentinel 2:"];
+    let reads = ["  GET defender 1 (", "  GET defender 2 (", "  write sentinel 1:", "  write sentinel 2:"];
     assert_eq!(reads.map(told), [1, 1, 1, 1], "{}", house.story());
 
     // Each comes to look like one of the other's, and back again.

@@ -21,6 +21,7 @@ pub(crate) struct Row {
     sources: Vec<String>,
     hints: i64,
     live: bool,
+    wakes: bool,
     served_at: Option<OffsetDateTime>,
     not_before: OffsetDateTime,
     attempts: u32,
@@ -109,6 +110,7 @@ impl Store for Memory {
                     live: false,
                     served_at: None,
                     not_before: now,
+                    wakes: false,
                     attempts: 0,
                     first_hint_at: now,
                     lease: None,
@@ -124,6 +126,9 @@ impl Store for Memory {
                     row.mixed = true;
                 }
                 row.hints += 1;
+                if row.wakes {
+                    row.not_before = row.not_before.min(now);
+                }
                 row.live |= live;
                 if !row.sources.contains(&hint.source) {
                     row.sources.push(hint.source);
@@ -168,6 +173,7 @@ impl Store for Memory {
                 let token = disk.token();
                 let row = disk.rows.get_mut(&subject).unwrap();
                 row.lease = Some((token, until));
+                row.wakes = false;
                 leases.push(JobLease {
                     wanted: row.wanted,
                     version: row.version.clone().filter(|_| !row.mixed),
@@ -215,6 +221,12 @@ impl Store for Memory {
                         Settlement::Again { not_before, counts } => {
                             row.not_before = not_before;
                             row.attempts += u32::from(counts);
+                        }
+                        Settlement::Look { at } => {
+                            row.attempts = 0;
+                            row.served_at = Some(now);
+                            row.wakes = true;
+                            row.not_before = if row.wanted > lease.wanted { at.min(now) } else { at };
                         }
                         Settlement::Park { reason } => {
                             row.done = lease.wanted;

@@ -97,7 +97,7 @@ async fn a_create_that_arrives_after_an_edit_is_taken_back() {
         let story = house.story();
         let (_, after) = story.split_once("! edited").unwrap();
         let late = after.find("a request arrives that was given up");
-        let followed = after.find("PATCH defender 29");
+        let followed = after.find("write defender 29");
         // What arrives before anybody has seen the edit takes it away unseen: there is no cure for that.
         if late.zip(followed).is_some_and(|(late, followed)| followed < late) {
             hits += 1;

@@ -174,6 +174,30 @@ pub(crate) async fn hints_during_a_lease_are_not_lost(place: Place) {
     assert_eq!(lease_one(&store, at(6)).await, None);
 }
 
+pub(crate) async fn a_hint_ends_the_wait_of_a_row_that_is_to_be_looked_at_again(place: Place) {
+    let store = place.open().await;
+    tell(&store, hint_of("t", "1", Some("v1"), "poll"), at(0)).await;
+    // Nothing comes: it is looked at when it was to be.
+    let lease = lease_one(&store, at(1)).await.unwrap();
+    settle(&store, &lease, Settlement::Look { at: at(600) }, at(2)).await;
+    assert_eq!(lease_one(&store, at(599)).await, None);
+    let lease = lease_one(&store, at(600)).await.unwrap();
+    assert_eq!((lease.attempts, lease.version.as_deref()), (0, Some("v1")));
+    // A hint comes while it waits.
+    settle(&store, &lease, Settlement::Look { at: at(1_200) }, at(601)).await;
+    tell(&store, hint_of("t", "1", Some("v2"), "poll"), at(700)).await;
+    let lease = lease_one(&store, at(700)).await.expect("news does not wait for what is expected later");
+    // A hint comes while it is in hand.
+    tell(&store, hint_of("t", "1", Some("v3"), "poll"), at(701)).await;
+    settle(&store, &lease, Settlement::Look { at: at(1_200) }, at(702)).await;
+    let lease = lease_one(&store, at(702)).await.expect("what came meanwhile neither");
+    // A wait after a failure is not ended.
+    settle(&store, &lease, Settlement::Again { not_before: at(800), counts: true }, at(703)).await;
+    tell(&store, hint_of("t", "1", Some("v4"), "poll"), at(704)).await;
+    assert_eq!(lease_one(&store, at(704)).await, None);
+    assert!(lease_one(&store, at(800)).await.is_some());
+}
+
 pub(crate) async fn a_failed_job_waits_and_keeps_its_hints(place: Place) {
     let store = place.open().await;
     tell(&store, hint_of("t", "1", Some("v1"), "poll"), at(0)).await;

@@ -18,6 +18,7 @@ enum Deed {
     Lease { most: usize, seconds: i64 },
     Done { lease: usize, rest: i64 },
     Again { lease: usize, wait: i64, counts: bool },
+    Look { lease: usize, wait: i64 },
     Park { lease: usize },
     Unpark(u8),
     Pass(i64),
@@ -30,6 +31,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         3 => (0..8_usize, 0..10_i64).prop_map(|(lease, rest)| Deed::Done { lease, rest }),
         1 => (0..8_usize, 0..10_i64, any::<bool>())
             .prop_map(|(lease, wait, counts)| Deed::Again { lease, wait, counts }),
+        1 => (0..8_usize, 0..10_i64).prop_map(|(lease, wait)| Deed::Look { lease, wait }),
         1 => (0..8_usize).prop_map(|lease| Deed::Park { lease }),
         1 => (0..6_u8).prop_map(Deed::Unpark),
         2 => prop_oneof![0..12_i64, Just(3_700_i64)].prop_map(Deed::Pass),
@@ -60,6 +62,8 @@ struct Row {
     ready_at: Option<OffsetDateTime>,
     served_at: Option<OffsetDateTime>,
     attempts: u32,
+    /// It only waits to be looked at again.
+    wakes: bool,
     /// A person unparked it, and it was not served since.
     asked_for: bool,
     parked: Option<(OffsetDateTime, Option<String>)>,
@@ -96,6 +100,8 @@ impl Row {
             }
             self.attempts = 0;
             self.ready_at = Some(now);
+        } else if self.wakes {
+            self.ready_at = Some(self.ready_at.map_or(now, |at| at.min(now)));
         } else if self.hints.is_empty() && self.late.is_empty() {
             self.ready_at = Some(self.ready_at.map_or(now, |rest| rest.max(now)));
         }
@@ -166,6 +172,7 @@ impl Model {
                 row.attempts += u32::from(row.lease.is_some());
                 let first = row.first().expect("it waits");
                 row.merge();
+                row.wakes = false;
                 (
                     subject,
                     row.version(),
@@ -194,6 +201,10 @@ impl Model {
             Settlement::Again { not_before, counts } => {
                 row.attempts += u32::from(*counts);
                 row.ready_at = Some(*not_before);
+            }
+            Settlement::Look { at } => {
+                (row.attempts, row.served_at, row.wakes) = (0, Some(now), true);
+                row.ready_at = Some(if row.late.is_empty() { *at } else { now.min(*at) });
             }
             Settlement::Park { .. } => {
                 let with = row.version();
@@ -263,7 +274,10 @@ async fn live(store: Arc<dyn Store>, deeds: &[Deed]) -> Result<(), TestCaseError
                 }
                 leases.extend(got);
             }
-            Deed::Done { lease, .. } | Deed::Again { lease, .. } | Deed::Park { lease } => {
+            Deed::Done { lease, .. }
+            | Deed::Again { lease, .. }
+            | Deed::Look { lease, .. }
+            | Deed::Park { lease } => {
                 // The newest first, and often one that is settled or lost by now.
                 let Some(lease) = leases.iter().rev().nth(*lease).cloned() else { continue };
                 let settlement = match deed {
@@ -273,6 +287,7 @@ async fn live(store: Arc<dyn Store>, deeds: &[Deed]) -> Result<(), TestCaseError
                     Deed::Again { wait, counts, .. } => {
                         Settlement::Again { not_before: now + Duration::seconds(*wait), counts: *counts }
                     }
+                    Deed::Look { wait, .. } => Settlement::Look { at: now + Duration::seconds(*wait) },
                     _ => Settlement::Park { reason: "so".to_owned() },
                 };
                 let expected = model.settle(&lease, &settlement, now);

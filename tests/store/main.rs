@@ -40,6 +40,7 @@ contract! {
     contract::a_version_stands_only_if_every_hint_named_it,
     contract::sources_are_distinct_and_bounded,
     contract::hints_during_a_lease_are_not_lost,
+    contract::a_hint_ends_the_wait_of_a_row_that_is_to_be_looked_at_again,
     contract::a_failed_job_waits_and_keeps_its_hints,
     contract::a_lease_that_runs_out_is_given_to_another,
     contract::a_broken_off_lease_takes_no_version_for_all,

@@ -371,7 +371,8 @@ const REMEMBER: &str = "
         news = CASE WHEN kept.lease_token IS NOT NULL AND excluded.version IS NOT NULL
             AND excluded.version IS DISTINCT FROM kept.leased_version THEN 1 ELSE kept.news END,
         ready_at = CASE WHEN kept.wanted = kept.done THEN greatest(kept.ready_at, excluded.ready_at)
-            WHEN kept.parked_reason IS NOT NULL THEN excluded.ready_at ELSE kept.ready_at END,
+            WHEN kept.parked_reason IS NOT NULL THEN excluded.ready_at
+            WHEN kept.wakes = 1 THEN least(kept.ready_at, excluded.ready_at) ELSE kept.ready_at END,
         attempts = CASE WHEN kept.parked_reason IS NOT NULL THEN 0 ELSE kept.attempts END,
         parked_reason = CASE WHEN excluded.version IS NOT NULL AND excluded.version IS DISTINCT FROM kept.parked_version
             OR excluded.version IS NULL AND kept.parked_at < excluded.ready_at - $8
@@ -422,7 +423,7 @@ const TAKE: &str = "
 const LEASE: &str = "
     UPDATE jobs SET lease_token = $4, ready_at = $5, attempts = $6,
         leased_named = $7, leased_version = $8, leased_sources = $9, leased_first = $10,
-        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0, fresh_live = 0
+        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0, fresh_live = 0, wakes = 0
     WHERE side = $1 AND scope = $2 AND native_id = $3";
 
 const DONE: &str = "
@@ -432,6 +433,12 @@ const DONE: &str = "
 
 const AGAIN: &str = "
     UPDATE jobs SET lease_token = NULL, ready_at = $5, attempts = attempts + $6
+    WHERE side = $1 AND scope = $2 AND native_id = $3 AND lease_token = $4";
+
+/// What came while it was leased is not waited with.
+const LOOK: &str = "
+    UPDATE jobs SET lease_token = NULL, attempts = 0, served_at = $5, wakes = 1,
+        ready_at = CASE WHEN named > 0 THEN least($5, $6) ELSE $6 END
     WHERE side = $1 AND scope = $2 AND native_id = $3 AND lease_token = $4";
 
 /// As if the row had been parked when it was leased and its later hints had come after that: one with another version
@@ -670,6 +677,7 @@ impl Store for PostgresStore {
         let query = sqlx::query(match settlement {
             Settlement::Done { .. } => DONE,
             Settlement::Again { .. } => AGAIN,
+            Settlement::Look { .. } => LOOK,
             Settlement::Park { .. } => PARK,
         })
         .bind(side_number(*side))
@@ -679,6 +687,7 @@ impl Store for PostgresStore {
         let query = match settlement {
             Settlement::Done { rest_until } => query.bind(*wanted).bind(now).bind(nanos(rest_until)),
             Settlement::Again { not_before, counts } => query.bind(nanos(not_before)).bind(i64::from(counts)),
+            Settlement::Look { at } => query.bind(now).bind(nanos(at)),
             Settlement::Park { reason } => query.bind(now).bind(text(&reason)),
         };
         Ok(held(patient(query.execute(&self.pool)).await?.rows_affected()))

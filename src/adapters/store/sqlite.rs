@@ -360,7 +360,7 @@ const REMEMBER: &str = "
         live = max(live, ?9), fresh_live = max(fresh_live, ?9),
         news = CASE WHEN lease_token IS NOT NULL AND ?5 IS NOT NULL AND ?5 IS NOT leased_version THEN 1 ELSE news END,
         ready_at = CASE WHEN wanted = done THEN max(ready_at, ?7)
-            WHEN parked_reason IS NOT NULL THEN ?7 ELSE ready_at END,
+            WHEN parked_reason IS NOT NULL THEN ?7 WHEN wakes = 1 THEN min(ready_at, ?7) ELSE ready_at END,
         attempts = CASE WHEN parked_reason IS NOT NULL THEN 0 ELSE attempts END,
         parked_reason = CASE WHEN ?5 IS NOT NULL AND ?5 IS NOT parked_version
             OR ?5 IS NULL AND parked_at < ?7 - ?8 THEN NULL ELSE parked_reason END";
@@ -392,7 +392,7 @@ const QUEUED: &str = "
 const LEASE: &str = "
     UPDATE jobs SET lease_token = ?4, ready_at = ?5, attempts = ?6,
         leased_named = ?7, leased_version = ?8, leased_sources = ?9, leased_first = ?10,
-        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0, fresh_live = 0
+        named = 0, version = NULL, sources = '', first_hint_at = NULL, news = 0, fresh_live = 0, wakes = 0
     WHERE side = ?1 AND scope = ?2 AND native_id = ?3";
 
 const DONE: &str = "
@@ -402,6 +402,12 @@ const DONE: &str = "
 
 const AGAIN: &str = "
     UPDATE jobs SET lease_token = NULL, ready_at = ?5, attempts = attempts + ?6
+    WHERE side = ?1 AND scope = ?2 AND native_id = ?3 AND lease_token = ?4";
+
+/// What came while it was leased is not waited with.
+const LOOK: &str = "
+    UPDATE jobs SET lease_token = NULL, attempts = 0, served_at = ?5, wakes = 1,
+        ready_at = CASE WHEN named > 0 THEN min(?5, ?6) ELSE ?6 END
     WHERE side = ?1 AND scope = ?2 AND native_id = ?3 AND lease_token = ?4";
 
 /// As if the row had been parked when it was leased and its later hints had come after that: one with another version
@@ -641,6 +647,9 @@ impl Store for SqliteStore {
                     AGAIN,
                     params![side, scope, native_id, token, nanos(*not_before), *counts],
                 )?,
+                Settlement::Look { at } => {
+                    execute(connection, LOOK, params![side, scope, native_id, token, now, nanos(*at)])?
+                }
                 Settlement::Park { reason } => {
                     execute(connection, PARK, params![side, scope, native_id, token, now, reason])?
                 }

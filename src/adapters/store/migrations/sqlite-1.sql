@@ -21,6 +21,8 @@ CREATE TABLE jobs (
     -- 0 while every hint not yet served came from the background; fresh_live: the same of the hints since the lease.
     live INTEGER NOT NULL,
     fresh_live INTEGER NOT NULL,
+    -- 1 while the row only waits to be looked at again: a hint ends that wait.
+    wakes INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0,
     -- The earliest next lease: the time of the hint, the end of a lease, of a wait or of a rest.
     ready_at INTEGER NOT NULL,
