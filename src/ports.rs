@@ -565,3 +565,16 @@ pub trait Directory: Send + Sync + 'static {
     /// A failure means that the directory would not say, and proves nothing about the person.
     async fn person(&self, name_or_id: &str) -> Result<Option<Person>, Failure>;
 }
+
+/// The key service would not, or could not, hand out a document. One sentence for a person.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct KeyTrouble(pub String);
+
+/// Where Entra ID publishes the keys that prove its tokens.
+#[async_trait]
+pub trait KeySource: Send + Sync + 'static {
+    /// A discovery or key document, whole and of bounded size. The address comes from the configuration, or from a
+    /// discovery document on the same host; never from a token.
+    async fn document(&self, address: &str) -> Result<Vec<u8>, KeyTrouble>;
+}

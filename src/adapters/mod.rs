@@ -7,6 +7,7 @@ pub mod clock;
 pub mod entra;
 pub mod gate;
 pub mod graph;
+pub mod keys;
 pub mod lenient;
 #[doc(hidden)]
 pub mod pace;

@@ -43,6 +43,14 @@ impl Cloud {
         }
     }
 
+    /// What issues tokens of version 1, whatever host they come from.
+    pub const fn sts_url(self) -> &'static str {
+        match self {
+            Cloud::Global | Cloud::UsGovHigh | Cloud::UsDod => "https://sts.windows.net",
+            Cloud::China => "https://sts.chinacloudapi.cn",
+        }
+    }
+
     /// Microsoft Graph.
     pub const fn graph_url(self) -> &'static str {
         match self {

@@ -17,3 +17,4 @@ pub mod policy;
 pub mod retry;
 pub mod signature;
 pub mod text;
+pub mod token;

@@ -23,7 +23,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "domain",
         may_import: &[],
-        // Values and their text forms; aws_lc_rs for the one computation on signatures.
+        // Values and their text forms; aws_lc_rs and jsonwebtoken for the computation on signatures.
         only_crates: Some(&[
             "std",
             "core",
@@ -36,6 +36,7 @@ const LAYERS: &[Layer] = &[
             "base64",
             "secrecy",
             "aws_lc_rs",
+            "jsonwebtoken",
         ]),
         never: &[
             "std::env",
