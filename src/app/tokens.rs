@@ -142,6 +142,11 @@ impl Tokens {
         self.keys.run(stop).await;
     }
 
+    /// Renews, in the background, the keys that are due; [`Tokens::run`] does so by itself. Returns how many sets.
+    pub fn renew_due(&self) -> usize {
+        self.keys.renew_due()
+    }
+
     /// The key sets that were ever asked for, for the health page.
     pub fn key_sets(&self) -> Vec<KeySetState> {
         self.keys.state()

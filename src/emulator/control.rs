@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Shared;
+use super::forge::{self, Mint};
 use super::halves;
 use super::http::{body_of, options};
 use super::world::defender::Tenant;
@@ -43,6 +44,10 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/people/{upn}", delete(forget_person))
         .route("/groups", post(groups))
         .route("/tokens", post(tokens))
+        .route("/tokens/mint", post(mint))
+        .route("/tokens/variants", get(variants))
+        .route("/keys", get(key_service).put(order_key_service))
+        .route("/keys/rollover", post(rollover))
         .route("/playbooks", post(playbooks))
         .route("/faults", post(order_fault).delete(heal))
         .route("/switches", get(switches).put(switch))
@@ -523,6 +528,47 @@ async fn tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         let token = shared.signer.token(&tenant_id, app, user.as_ref(), audience, life, shared.now());
         let token = token.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         Ok((StatusCode::OK, json!({"access_token": token, "token_type": "Bearer", "expires_in": life})))
+    })())
+}
+
+/// Any token, genuine or forged.
+async fn mint(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let order = Mint::read(&read(&body)?, &shared.hello).map_err(wrong)?;
+        let token = shared.signer.mint(&order, &shared.hello, shared.now());
+        let token = token.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        Ok((StatusCode::OK, json!({"access_token": token, "token_type": "Bearer"})))
+    })())
+}
+
+/// What `POST /tokens/mint` can make.
+async fn variants() -> Response {
+    let named = |variant: &forge::Variant| (variant.name.to_owned(), Value::from(variant.meaning));
+    told(Ok((StatusCode::OK, Value::Object(forge::VARIANTS.iter().map(named).collect()))))
+}
+
+async fn key_service(State(shared): State<Arc<Shared>>) -> Response {
+    told(Ok((StatusCode::OK, shared.signer.describe())))
+}
+
+async fn order_key_service(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let order = read(&body)?;
+        shared.signer.order(text(&order, "service")?).map_err(wrong)?;
+        Ok((StatusCode::OK, shared.signer.describe()))
+    })())
+}
+
+async fn rollover(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    told((|| {
+        let order = if body.is_empty() { json!({}) } else { read(&body)? };
+        let keep = match order.get("keepOld") {
+            None => true,
+            Some(value) => value.as_bool().ok_or_else(|| wrong("keepOld is true or false"))?,
+        };
+        let made = shared.signer.roll_over(keep);
+        made.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        Ok((StatusCode::CREATED, shared.signer.describe()))
     })())
 }
 

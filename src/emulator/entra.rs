@@ -3,10 +3,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
-use aws_lc_rs::encoding::AsDer;
-use aws_lc_rs::rsa::{KeyPair, KeySize};
-use aws_lc_rs::signature::KeyPair as _;
 use axum::Json;
 use axum::Router;
 use axum::body::Bytes;
@@ -15,148 +11,25 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::http::{Service, framed, options};
-
-use super::world::{Caller, Person};
+use super::signer::KeyService;
 use super::{SECRET, Shared};
 
 /// How long a token lives unless the control listener orders otherwise, in seconds.
 pub(super) const TOKEN_LIFE: i64 = 3_599;
-const KEY_ID: &str = "lockstep-emulator-1";
-
-/// Signs tokens, and knows its own again.
-pub(crate) struct Signer {
-    encoding: EncodingKey,
-    decoding: DecodingKey,
-    modulus: String,
-    exponent: String,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Claims {
-    aud: String,
-    iss: String,
-    iat: i64,
-    nbf: i64,
-    exp: i64,
-    appid: String,
-    appidacr: String,
-    idtyp: String,
-    oid: String,
-    sub: String,
-    tid: String,
-    ver: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upn: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    roles: Option<Vec<String>>,
-}
-
-impl Signer {
-    /// Makes a key.
-    pub(crate) fn new() -> anyhow::Result<Self> {
-        let pair = KeyPair::generate(KeySize::Rsa2048).ok().context("no RSA key could be made")?;
-        let der = AsDer::<aws_lc_rs::encoding::Pkcs8V1Der<'_>>::as_der(&pair)
-            .ok()
-            .context("the key has no form")?;
-        // PKCS#8 is what this library gives; the token library reads it as PEM only.
-        let begin = "-----BEGIN PRIVATE KEY-----";
-        let pem = format!("{begin}\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der.as_ref()));
-        let encoding = EncodingKey::from_rsa_pem(pem.as_bytes())?;
-        let public = pair.public_key();
-        let modulus = URL_SAFE_NO_PAD.encode(public.modulus().big_endian_without_leading_zero());
-        let exponent = URL_SAFE_NO_PAD.encode(public.exponent().big_endian_without_leading_zero());
-        let decoding = DecodingKey::from_rsa_components(&modulus, &exponent)?;
-        Ok(Self { encoding, decoding, modulus, exponent })
-    }
-
-    /// A token for an application, or for a person who uses one.
-    pub(crate) fn token(
-        &self,
-        tenant_id: &str,
-        app_id: &str,
-        user: Option<&Person>,
-        audience: &str,
-        life: i64,
-        now: OffsetDateTime,
-    ) -> anyhow::Result<String> {
-        let now = now.unix_timestamp();
-        let seed = format!("principal:{tenant_id}:{}", app_id.to_lowercase());
-        let object_id = match user {
-            Some(person) => person.object_id.clone(),
-            None => Uuid::new_v5(&Uuid::NAMESPACE_URL, seed.as_bytes()).to_string(),
-        };
-        let claims = Claims {
-            aud: audience.to_owned(),
-            iss: format!("https://sts.windows.net/{tenant_id}/"),
-            iat: now.min(now + life),
-            nbf: now.min(now + life) - 300,
-            exp: now + life,
-            appid: app_id.to_owned(),
-            appidacr: "1".to_owned(),
-            idtyp: if user.is_some() { "user" } else { "app" }.to_owned(),
-            oid: object_id.clone(),
-            sub: object_id,
-            tid: tenant_id.to_owned(),
-            ver: "1.0".to_owned(),
-            upn: user.map(|person| person.upn.clone()),
-            name: user.map(|person| person.display_name.clone()),
-            roles: user.is_none().then(|| {
-                vec!["SecurityIncident.ReadWrite.All".to_owned(), "SecurityAlert.ReadWrite.All".to_owned()]
-            }),
-        };
-        let mut header = Header::new(Algorithm::RS256);
-        header.kid = Some(KEY_ID.to_owned());
-        Ok(jsonwebtoken::encode(&header, &claims, &self.encoding)?)
-    }
-
-    /// Who a token stands for. The error is a word: `expired`, `audience`, or another.
-    pub(crate) fn verify(
-        &self,
-        token: &str,
-        audiences: &[&str],
-        now: OffsetDateTime,
-    ) -> Result<Caller, &'static str> {
-        let mut validation = Validation::new(Algorithm::RS256);
-        validation.validate_aud = false;
-        validation.validate_exp = false;
-        validation.required_spec_claims.clear();
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation)
-            .map_err(|_| "signature")?
-            .claims;
-        if claims.exp <= now.unix_timestamp() {
-            return Err("expired");
-        }
-        let audience = claims.aud.trim_end_matches('/');
-        if !audiences.iter().any(|known| known.trim_end_matches('/').eq_ignore_ascii_case(audience)) {
-            return Err("audience");
-        }
-        let user = claims.upn.map(|upn| Person {
-            object_id: claims.oid.clone(),
-            display_name: claims.name.unwrap_or_else(|| upn.clone()),
-            upn,
-        });
-        Ok(Caller { tenant_id: claims.tid, app_id: claims.appid, object_id: claims.oid, user })
-    }
-}
-
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     let router = Router::new()
         .route("/{tenant}/oauth2/v2.0/token", post(token))
         .route("/{tenant}/oauth2/token", post(token))
         .route("/{tenant}/v2.0/.well-known/openid-configuration", get(discovery_v2))
         .route("/{tenant}/.well-known/openid-configuration", get(discovery_v1))
-        .route("/{tenant}/discovery/v2.0/keys", get(keys))
-        .route("/{tenant}/discovery/keys", get(keys))
+        .route("/{tenant}/discovery/v2.0/keys", get(keys_v2))
+        .route("/{tenant}/discovery/keys", get(keys_v1))
         .route("/common/discovery/instance", get(instance))
         .fallback(async || (StatusCode::NOT_FOUND, Json(json!({"error": "not_found"}))))
         .with_state(Arc::clone(&shared));
@@ -277,13 +150,44 @@ async fn token(
     }
 }
 
-async fn discovery_v2(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Json<Value> {
+/// Why a document of the key service is not served: an order of the control listener, or no such tenant.
+fn withheld(shared: &Shared, tenant: &str, keys: bool) -> Option<Response> {
+    let service = shared.signer.service();
+    if service == KeyService::Down || (keys && service == KeyService::KeysDown) {
+        return Some(ordered(StatusCode::SERVICE_UNAVAILABLE));
+    }
+    let known = matches!(tenant, "common" | "organizations")
+        || shared.world().tenants.contains_key(&tenant.to_lowercase());
+    (!known).then(|| {
+        let sentence =
+            format!("Tenant '{tenant}' not found. Check to make sure you have the correct tenant ID.");
+        refused(StatusCode::BAD_REQUEST, "invalid_tenant", 90_002, &sentence)
+    })
+}
+
+/// For everybody's tenant the issuer is a template.
+fn issuing(tenant: &str) -> &str {
+    if matches!(tenant, "common" | "organizations") { "{tenantid}" } else { tenant }
+}
+
+/// Where the keys are, unless it was ordered to say something else.
+fn key_address(shared: &Shared, path: &str) -> String {
+    match shared.signer.service() {
+        KeyService::OtherHost => format!("https://keys.example/{path}"),
+        _ => format!("{}/{path}", shared.hello.login),
+    }
+}
+
+async fn discovery_v2(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Response {
+    if let Some(answer) = withheld(&shared, &tenant, false) {
+        return answer;
+    }
     let login = &shared.hello.login;
     Json(json!({
-        "issuer": format!("{login}/{tenant}/v2.0"),
+        "issuer": format!("{login}/{}/v2.0", issuing(&tenant)),
         "authorization_endpoint": format!("{login}/{tenant}/oauth2/v2.0/authorize"),
         "token_endpoint": format!("{login}/{tenant}/oauth2/v2.0/token"),
-        "jwks_uri": format!("{login}/{tenant}/discovery/v2.0/keys"),
+        "jwks_uri": key_address(&shared, &format!("{tenant}/discovery/v2.0/keys")),
         "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt", "client_secret_basic"],
         "id_token_signing_alg_values_supported": ["RS256"],
         "response_types_supported": ["code", "id_token", "code id_token", "id_token token"],
@@ -292,26 +196,49 @@ async fn discovery_v2(State(shared): State<Arc<Shared>>, Path(tenant): Path<Stri
         "tenant_region_scope": "EU",
         "cloud_instance_name": "microsoftonline.com",
     }))
+    .into_response()
 }
 
-async fn discovery_v1(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Json<Value> {
+async fn discovery_v1(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Response {
+    if let Some(answer) = withheld(&shared, &tenant, false) {
+        return answer;
+    }
     let login = &shared.hello.login;
     Json(json!({
-        "issuer": format!("https://sts.windows.net/{tenant}/"),
+        "issuer": format!("https://sts.windows.net/{}/", issuing(&tenant)),
         "authorization_endpoint": format!("{login}/{tenant}/oauth2/authorize"),
         "token_endpoint": format!("{login}/{tenant}/oauth2/token"),
-        "jwks_uri": format!("{login}/{tenant}/discovery/keys"),
+        "jwks_uri": key_address(&shared, &format!("{tenant}/discovery/keys")),
         "id_token_signing_alg_values_supported": ["RS256"],
         "subject_types_supported": ["pairwise"],
         "response_types_supported": ["code", "id_token", "code id_token", "token id_token", "token"],
     }))
+    .into_response()
 }
 
-async fn keys(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    let Signer { modulus, exponent, .. } = &shared.signer;
-    Json(json!({"keys": [{
-        "kty": "RSA", "use": "sig", "alg": "RS256", "kid": KEY_ID, "x5t": KEY_ID, "n": modulus, "e": exponent,
-    }]}))
+async fn keys_v2(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Response {
+    // Version 2 says of each key whose tokens it signs.
+    let issuer = format!("{}/{}/v2.0", shared.hello.login, issuing(&tenant));
+    keys(&shared, &tenant, Some(&issuer))
+}
+
+async fn keys_v1(State(shared): State<Arc<Shared>>, Path(tenant): Path<String>) -> Response {
+    keys(&shared, &tenant, None)
+}
+
+fn keys(shared: &Shared, tenant: &str, issuer: Option<&str>) -> Response {
+    if let Some(answer) = withheld(shared, tenant, true) {
+        return answer;
+    }
+    match shared.signer.service() {
+        KeyService::Garbage => "<html>We are sorry.</html>".into_response(),
+        KeyService::Empty => Json(json!({"keys": []})).into_response(),
+        KeyService::Giant => {
+            let filling = "A".repeat(1 << 20);
+            Json(json!({"keys": shared.signer.published(issuer), "x": filling})).into_response()
+        }
+        _ => Json(json!({"keys": shared.signer.published(issuer)})).into_response(),
+    }
 }
 
 /// Which hosts belong together: Microsoft's libraries ask before they trust an authority.

@@ -8,10 +8,12 @@ pub mod world;
 mod arm;
 mod control;
 mod entra;
+pub mod forge;
 mod graph;
 mod halves;
 mod http;
 mod notify;
+mod signer;
 mod tls;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,7 +29,7 @@ use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use entra::Signer;
+use signer::Signer;
 use world::World;
 use world::defender::Tenant;
 use world::sentinel::Workspace;
@@ -165,6 +167,12 @@ impl Running {
     /// Everything that both sides hold, as `GET /state` has it.
     pub fn state(&self) -> Value {
         self.shared.world().describe()
+    }
+
+    /// A token to order, genuine or forged: what `POST /tokens/mint` answers.
+    pub fn mint(&self, order: &Value) -> Result<String, String> {
+        let order = forge::Mint::read(order, &self.hello)?;
+        self.shared.signer.mint(&order, &self.hello, self.shared.now()).map_err(|error| error.to_string())
     }
 
     /// Ends all listeners.
