@@ -317,7 +317,8 @@ impl Signer {
             header.insert("x5t".to_owned(), key.kid.clone().into());
         }
         lay_over(&mut header, &order.header);
-        let wrong = Forgery { order, hello, now, app: if order.v2 { "azp" } else { "appid" } };
+        let app = if order.v2 { "azp" } else { "appid" };
+        let wrong = Forgery { order, hello, now, app, signer: self };
         wrong.claims(&mut claims);
         wrong.header(&mut header);
         wrong.sign(&key, &header, &claims)
@@ -331,12 +332,13 @@ struct Forgery<'a> {
     now: i64,
     /// The claim that names the application.
     app: &'static str,
+    signer: &'a Signer,
 }
 
 impl Forgery<'_> {
     /// What is wrong and signed all the same: only Entra could make it, or somebody who holds another of its tokens.
     fn claims(&self, claims: &mut Map<String, Value>) {
-        let Self { order, hello, now, app } = *self;
+        let Self { order, hello, now, app, .. } = *self;
         let mut set = |name: &str, value: Value| claims.insert(name.to_owned(), value);
         match order.variant {
             "wrong-audience" => drop(set("aud", STRANGER.into())),
@@ -428,7 +430,7 @@ impl Forgery<'_> {
             text.replacen('{', &format!("{{\"{name}\":\"{value}\","), 1)
         };
         let rs256 = |message: &str| signed(message, &key.encoding, Algorithm::RS256);
-        let stranger = || SigningKey::new(key.kid.clone());
+        let stranger = || self.signer.stranger();
         match self.order.variant {
             "alg-none" => Ok(format!("{plain}.")),
             "hs256-public-key" => {

@@ -1,7 +1,7 @@
 //! The keys that sign tokens, as Entra ID keeps them: several at a time, rolled over without notice, published by a key
 //! service that can be ordered to fail in each of the ways that matter.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::Context;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
@@ -52,6 +52,8 @@ impl KeyService {
 /// Signs tokens, and knows its own again.
 pub(crate) struct Signer {
     state: Mutex<State>,
+    /// A key that was never anybody's, made when a forgery first needs one.
+    stranger: OnceLock<SigningKey>,
 }
 
 struct State {
@@ -119,7 +121,7 @@ impl Signer {
     /// Makes the first key.
     pub(crate) fn new() -> anyhow::Result<Self> {
         let keys = vec![SigningKey::new("lockstep-emulator-1".to_owned())?];
-        Ok(Self { state: Mutex::new(State { keys, service: KeyService::Up }) })
+        Ok(Self { state: Mutex::new(State { keys, service: KeyService::Up }), stranger: OnceLock::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -192,6 +194,15 @@ impl Signer {
     /// The newest key that is not published any more.
     pub(super) fn retired(&self) -> Option<SigningKey> {
         self.state().keys.iter().rev().find(|key| !key.published).cloned()
+    }
+
+    /// A key that no document ever names.
+    pub(super) fn stranger(&self) -> anyhow::Result<&SigningKey> {
+        if self.stranger.get().is_none() {
+            // Two at once make two, of which one is kept.
+            let _ = self.stranger.set(SigningKey::new("stranger".to_owned())?);
+        }
+        self.stranger.get().context("there is no key")
     }
 
     /// A token for an application, or for a person who uses one.
