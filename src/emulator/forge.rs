@@ -444,7 +444,7 @@ impl Forgery<'_> {
             "own-key" => {
                 let stranger = stranger()?;
                 let mut header = header.clone();
-                let SigningKey { kid, modulus, exponent, .. } = &stranger;
+                let (kid, SigningKey { modulus, exponent, .. }) = (&key.kid, stranger);
                 header
                     .insert("jwk".to_owned(), json!({"kty": "RSA", "kid": kid, "n": modulus, "e": exponent}));
                 signed(&message(&text_of(&header), &body), &stranger.encoding, Algorithm::RS256)

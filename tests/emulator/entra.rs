@@ -176,3 +176,47 @@ async fn tokens_made_to_order_name_the_person_and_their_life() {
     };
     assert!(message.contains("user") && message.contains("clientId"), "{message}");
 }
+
+#[tokio::test]
+async fn everybodys_documents_are_templates_and_a_strangers_tenant_has_none() {
+    let desk = Desk::open().await;
+    let login = desk.url("login").to_owned();
+    let read = async |path: &str| desk.call(Method::GET, &format!("{login}/{path}"), &[], Value::Null).await;
+    let v1 = read("common/.well-known/openid-configuration").await.expect(200);
+    assert_eq!(v1["issuer"], "https://sts.windows.net/{tenantid}/");
+    let v2 = read("common/v2.0/.well-known/openid-configuration").await.expect(200);
+    assert_eq!(v2["issuer"], format!("{login}/{{tenantid}}/v2.0"));
+    let keys = read("common/discovery/v2.0/keys").await.expect(200);
+    assert_eq!(keys["keys"][0]["issuer"], v2["issuer"]);
+    let own = read(&format!("{}/discovery/v2.0/keys", desk.tenant())).await.expect(200);
+    assert_eq!(own["keys"][0]["issuer"], format!("{login}/{}/v2.0", desk.tenant()));
+    for path in
+        [".well-known/openid-configuration", "v2.0/.well-known/openid-configuration", "discovery/keys"]
+    {
+        let reply = read(&format!("00000000-0000-0000-0000-00000000dead/{path}")).await;
+        assert_eq!(reply.expect(400)["error"], "invalid_tenant", "{path}");
+    }
+}
+
+/// While the key service is down, tokens are issued and the services take them: only receivers are in trouble.
+#[tokio::test]
+async fn a_key_service_that_is_down_leaves_the_services_alone() {
+    let desk = Desk::open().await;
+    let order = json!({"service": "down"});
+    assert_eq!(desk.control(Method::PUT, "/keys", order).await.expect(200)["service"], "down");
+    let url = format!("{}/{}/discovery/keys", desk.url("login"), desk.tenant());
+    assert_eq!(desk.call(Method::GET, &url, &[], Value::Null).await.status, 503);
+    let token = desk.token(json!({"clientId": APP, "audience": "graph"})).await;
+    desk.control(Method::POST, "/keys/rollover", json!({"keepOld": false})).await.expect(201);
+    desk.graph(&token, Method::GET, "/security/incidents", Value::Null).await.expect(200);
+    for (method, path, order, words) in [
+        (Method::PUT, "/keys", json!({"service": "asleep"}), "keys-down"),
+        (Method::POST, "/keys/rollover", json!({"keepOld": "yes"}), "keepOld"),
+        (Method::POST, "/tokens/mint", json!({"audience": "a", "variant": "odd"}), "/tokens/variants"),
+        (Method::POST, "/tokens/mint", json!({"audience": "a", "sender": "odd"}), "event-grid"),
+        (Method::POST, "/tokens/mint", json!({}), "audience"),
+    ] {
+        let body = desk.control(method, path, order).await.expect(400);
+        assert!(body["error"].as_str().is_some_and(|sentence| sentence.contains(words)), "{path}: {body}");
+    }
+}
