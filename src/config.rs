@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -25,6 +25,7 @@ use crate::domain::model::{
     DefenderClassification, DefenderDetermination, DefenderSeverity, DefenderStatus, SentinelReason,
     workspace_id,
 };
+use crate::domain::network::Network;
 use crate::domain::owners::{Fallback, OwnerPolicy};
 use crate::domain::policy::{
     AlertMode, Direction, Field, Follow, LabelRules, Native, Policy, TitleTemplate, Vanished, Winner, offered,
@@ -82,6 +83,74 @@ pub struct Server {
     pub public_url: Option<Url>,
     /// What opens the API; none keeps it shut.
     pub api_tokens: Vec<SecretString>,
+    /// Whether it ends TLS itself.
+    pub tls: Option<Tls>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Network>,
+    /// Which addresses may knock, by door (one of [`DOORS`]); a door that is missing is open to all.
+    pub allow: BTreeMap<&'static str, Vec<Network>>,
+    /// What senders may ask of it.
+    pub limits: ServerLimits,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            public_url: None,
+            api_tokens: Vec::new(),
+            tls: None,
+            trusted_proxies: Vec::new(),
+            allow: BTreeMap::new(),
+            limits: ServerLimits::default(),
+        }
+    }
+}
+
+/// The doors that `[server.allow]` can list addresses for.
+pub const DOORS: &[&str] = &["graph", "sentinel", "action_group", "event_grid", "defender_stream", "api"];
+
+/// `[server.tls]`: the service ends TLS itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate and its chain (PEM).
+    pub certificate_file: PathBuf,
+    /// The private key (PEM).
+    pub key_file: PathBuf,
+    /// The authorities (PEM) of the senders' certificates: mutual TLS.
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether a sender without a certificate is refused; else only a wrong one is.
+    pub client_required: bool,
+}
+
+/// `[server.limits]`: what senders may ask of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// Requests of one source.
+    pub requests_per_second: u32,
+    /// How many of them may come at once.
+    pub burst: u32,
+    /// How many notifications are handled at once.
+    pub at_once: u32,
+    /// How much of all their bodies is held in memory.
+    pub body_mib: u32,
+    /// How many connections there may be.
+    pub connections: u32,
+    /// How many of them one source may have.
+    pub connections_per_source: u32,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            requests_per_second: 1_000,
+            burst: 4_000,
+            at_once: 512,
+            body_mib: 64,
+            connections: 1_000,
+            connections_per_source: 500,
+        }
+    }
 }
 
 /// An Entra tenant and our registration in it.
@@ -332,6 +401,15 @@ impl Config {
         if !env.contains_key("LOCKSTEP_STORE_URL") {
             config.store_url = beside(folder, config.store_url.expose_secret()).into();
         }
+        if let Some(Tls { certificate_file, key_file, client_ca_file, client_required: _ }) =
+            &mut config.server.tls
+        {
+            for file in
+                [Some(certificate_file), Some(key_file), client_ca_file.as_mut()].into_iter().flatten()
+            {
+                *file = folder.join(&*file);
+            }
+        }
         Ok(config)
     }
 
@@ -488,7 +566,19 @@ impl Reader<'_> {
 
     fn server(&mut self, root: &Node<'_>) -> Option<Server> {
         let node = self.table(root, "server");
-        self.known(&node, &["listen", "public_url", "api_tokens", "api_tokens_file"]);
+        self.known(
+            &node,
+            &[
+                "listen",
+                "public_url",
+                "api_tokens",
+                "api_tokens_file",
+                "tls",
+                "trusted_proxies",
+                "allow",
+                "limits",
+            ],
+        );
         let listen = self.overridden(&node, "listen", "LOCKSTEP_LISTEN").unwrap_or("127.0.0.1:8080".into());
         let listen = listen.parse();
         if listen.is_err() {
@@ -504,7 +594,107 @@ impl Reader<'_> {
                 "each must have 16 characters or more: make one with `openssl rand -hex 32`",
             );
         }
-        Some(Server { listen: listen.ok()?, public_url, api_tokens })
+        let tls = node.get("tls").is_some().then(|| self.tls(&node));
+        let trusted_proxies = self.networks(&node, "trusted_proxies");
+        let lists = self.table(&node, "allow");
+        self.known(&lists, DOORS);
+        let mut allow = BTreeMap::new();
+        for door in DOORS.iter().filter(|door| lists.get(door).is_some()) {
+            let networks = self.networks(&lists, door);
+            if networks.is_empty() {
+                self.wrong(
+                    &lists,
+                    door,
+                    "lets nobody in: name networks, or leave the key out to let everybody in",
+                );
+            }
+            allow.insert(*door, networks);
+        }
+        let limits = self.server_limits(&node);
+        Some(Server {
+            listen: listen.ok()?,
+            public_url,
+            api_tokens,
+            tls: tls.flatten(),
+            trusted_proxies,
+            allow,
+            limits,
+        })
+    }
+
+    fn tls(&mut self, server: &Node<'_>) -> Option<Tls> {
+        let node = self.table(server, "tls");
+        self.known(&node, &["certificate_file", "key_file", "client_ca_file", "client_certificates"]);
+        let mut pem = |key: &str, needed: bool, wanted: &str| {
+            let path = if needed { self.required(&node, key) } else { self.text(&node, key) }?;
+            let text = self.file(&node, key, &path)?;
+            if !text.contains(wanted) {
+                self.wrong(&node, key, &format!("holds no `{wanted}`: it must be in PEM form"));
+            }
+            Some(PathBuf::from(path))
+        };
+        let certificate_file = pem("certificate_file", true, "-----BEGIN CERTIFICATE-----");
+        let key_file = pem("key_file", true, "PRIVATE KEY-----");
+        let client_ca_file = pem("client_ca_file", false, "-----BEGIN CERTIFICATE-----");
+        let words = [("required", true), ("optional", false)];
+        let client_required = self.word(&node, "client_certificates", &words, true);
+        if node.get("client_certificates").is_some() && node.get("client_ca_file").is_none() {
+            let message = "needs `client_ca_file`: the authorities of the senders' certificates";
+            self.wrong(&node, "client_certificates", message);
+        }
+        Some(Tls {
+            certificate_file: certificate_file?,
+            key_file: key_file?,
+            client_ca_file,
+            client_required,
+        })
+    }
+
+    fn server_limits(&mut self, server: &Node<'_>) -> ServerLimits {
+        let node = self.table(server, "limits");
+        self.known(
+            &node,
+            &["requests_per_second", "burst", "at_once", "body_mib", "connections", "connections_per_source"],
+        );
+        let usual = ServerLimits::default();
+        let limits = ServerLimits {
+            requests_per_second: self.number(
+                &node,
+                "requests_per_second",
+                usual.requests_per_second,
+                1_000_000,
+            ),
+            burst: self.number(&node, "burst", usual.burst, 1_000_000),
+            at_once: self.number(&node, "at_once", usual.at_once, 100_000),
+            body_mib: self.number(&node, "body_mib", usual.body_mib, 65_536),
+            connections: self.number(&node, "connections", usual.connections, 1_000_000),
+            connections_per_source: self.number(
+                &node,
+                "connections_per_source",
+                usual.connections_per_source,
+                1_000_000,
+            ),
+        };
+        // The largest body has to fit.
+        if limits.body_mib < 4 {
+            self.wrong(&node, "body_mib", "must be 4 or more: one body may have 4 MiB");
+        }
+        limits
+    }
+
+    /// A list of networks; none where the key is missing.
+    fn networks(&mut self, node: &Node<'_>, key: &str) -> Vec<Network> {
+        let mut networks = Vec::new();
+        for text in self.texts(node, key) {
+            match text.parse() {
+                Ok(network) => networks.push(network),
+                Err(error) => {
+                    let message = format!("`{text}` {error}; write 10.0.0.0/8, 2001:db8::/32 or one address");
+                    self.wrong(node, key, &message);
+                }
+            }
+        }
+        networks
     }
 
     fn tenant(&mut self, node: &Node<'_>) -> Option<Tenant> {
@@ -1512,6 +1702,31 @@ sweep_every = "1d"
                 "direction = \"both\"",
                 "direction = \"up\"",
                 "lockstep.toml:19:23: routes[0].fields.title.direction: must be one of: both, to-sentinel, to-defender, off",
+            ),
+            (
+                "[poll]",
+                "[server]\ntrusted_proxies = [\"10.0.0.0/8\", \"10.0.0.1/8\"]\n[poll]",
+                "lockstep.toml:22:19: server.trusted_proxies: `10.0.0.1/8` has bits set behind its prefix; write 10.0.0.0/8, 2001:db8::/32 or one address",
+            ),
+            (
+                "[poll]",
+                "[server.allow]\ngraph = []\n[poll]",
+                "lockstep.toml:22:9: server.allow.graph: lets nobody in: name networks, or leave the key out to let everybody in",
+            ),
+            (
+                "[poll]",
+                "[server.tls]\ncertificate_file = \"secret\"\nclient_certificates = \"optional\"\n[poll]",
+                "lockstep.toml:22:20: server.tls.certificate_file: holds no `-----BEGIN CERTIFICATE-----`: it must be in PEM form",
+            ),
+            (
+                "[poll]",
+                "[server.tls]\ncertificate_file = \"secret\"\nclient_certificates = \"optional\"\n[poll]",
+                "lockstep.toml:23:23: server.tls.client_certificates: needs `client_ca_file`: the authorities of the senders' certificates",
+            ),
+            (
+                "[poll]",
+                "[server.limits]\nbody_mib = 3\n[poll]",
+                "lockstep.toml:22:12: server.limits.body_mib: must be 4 or more: one body may have 4 MiB",
             ),
             ("resource_group = \"Rg\"\n", "", "lockstep.toml:7:1: workspaces[0].resource_group: is missing"),
         ];

@@ -11,6 +11,7 @@ use crate::app::native;
 use crate::config::Config;
 use crate::domain::plan::format_instant;
 use crate::domain::policy::Native;
+use crate::http::tls::Certificates;
 use crate::ports::Clock;
 
 pub(super) async fn run(
@@ -33,6 +34,14 @@ pub(super) async fn run(
     }
     for overlap in config.overlaps() {
         println!("{}  {overlap}", if overlap.never { "warn" } else { "    " });
+    }
+    if let Some(tls) = &config.server.tls {
+        // What is read here is thrown away: the service reads the files itself.
+        if let Err(why) = Certificates::load(tls) {
+            println!("FAIL  server.tls: {why}");
+            return Ok(ExitCode::FAILURE);
+        }
+        println!("ok    server.tls: certificate and key go together");
     }
     if !connect {
         println!("      the tenants and workspaces were not asked; --connect does that");

@@ -81,6 +81,8 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Print the service's own contract: OpenAPI 3.1, as it is served at /openapi.json.
+    Openapi,
     /// Print what would be written for one incident, and why. Writes nothing.
     Plan {
         /// The route's name.
@@ -205,6 +207,10 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => crate::emulator::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Check { file, connect } => check::run(&file.config, file.load(), connect).await,
+        Command::Openapi => {
+            print!("{}", crate::http::openapi::document_text());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Plan { route, incident, file } => plan::run(&file.load()?, &route, &incident).await,
         Command::Explain { route, incident, last, json, url, file } => {
             let asked = explain::Asked { route: &route, incident: &incident, last, json, url };

@@ -14,7 +14,8 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     info!(
         version = VERSION,
         routes = config.routes.len(),
-        "Lockstep listens on http://{}; {} route(s)",
+        "Lockstep listens on {}://{}; {} route(s)",
+        if config.server.tls.is_some() { "https" } else { "http" },
         service.address,
         config.routes.len()
     );

@@ -280,7 +280,8 @@ impl Service {
         #[cfg(feature = "emulator")]
         let looker = (routes, Reconciler { store: store.clone(), clock, metrics, watch });
         phase.running();
-        let serving = http::serve(listener, http::router(state), stop.clone());
+        let front = http::Front::new(state, &config.server).map_err(|why| anyhow!("server.tls: {why}"))?;
+        let serving = http::serve(listener, front, stop.clone());
         tasks.spawn(async move {
             if let Err(error) = serving.await {
                 error!("the doors have closed: {error}");

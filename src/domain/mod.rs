@@ -10,6 +10,7 @@ pub mod filter;
 pub mod mapping;
 pub mod merge;
 pub mod model;
+pub mod network;
 pub mod notice;
 pub mod owners;
 pub mod plan;

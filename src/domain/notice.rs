@@ -105,6 +105,10 @@ struct ResourceData<'a> {
 /// collection at all is refused.
 pub fn graph(body: &[u8]) -> Result<Vec<GraphItem>, Unreadable> {
     check_depth(body)?;
+    if !begins_an_object(body) {
+        serde_json::from_slice::<&RawValue>(body).map_err(|_| Unreadable::NotJson)?;
+        return Err(Unreadable::NotA("a collection of notifications: an object with a list named `value`"));
+    }
     match serde_json::from_slice::<Collection<'_>>(body) {
         Ok(collection) => Ok(collection.value.into_iter().map(graph_item).collect()),
         // One odd item (a number for an id, half a surrogate pair) must not take the others with it: look at each alone.

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::error::Refused;
-use super::router::Served;
+use super::router::{Named, Served};
 use crate::app::explain::{self, Live, Question};
 use crate::app::unmapped;
 use crate::domain::model::LinkKey;
@@ -29,9 +29,20 @@ const SHUT: Refused = Refused {
 const NO_ROUTE: Refused = Refused { status: StatusCode::NOT_FOUND, detail: "there is no such route" };
 
 /// `GET /api/v1/routes/{route}/incidents/{incident}/explain`
+#[utoipa::path(
+    get, path = "/api/v1/routes/{route}/incidents/{incident}/explain", tag = "api", operation_id = "explain",
+    summary = "What was written for an incident, and why, or why nothing was",
+    security(("apiToken" = [])),
+    params(
+        ("route" = String, Path, description = "The route's name."),
+        ("incident" = String, Path, description = "The Defender incident's id."),
+    ),
+    responses((status = 200, description = "As `lockstep explain --json` prints it.", body = Object,
+        content_type = "application/json"))
+)]
 pub(super) async fn explain(
     State(served): State<Arc<Served>>,
-    Path((route, incident)): Path<(String, String)>,
+    Named((route, incident)): Named<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
     let state = &served.state;
@@ -41,6 +52,11 @@ pub(super) async fn explain(
     let Some((tenant_id, workspace, policy)) = state.doors.routes.get(&route) else {
         return NO_ROUTE.into_response();
     };
+    // No id has such characters, and not every store can be asked for them.
+    if incident.chars().any(char::is_control) {
+        return Refused { status: StatusCode::NOT_FOUND, detail: "there is no such incident" }
+            .into_response();
+    }
     let key = LinkKey { tenant_id: tenant_id.clone(), incident_id: incident, workspace: workspace.clone() };
     let same = |other: &&(String, String, Policy)| other.0 == *tenant_id && other.1 == *workspace;
     let pair = state.doors.routes.iter().filter(|(_, other)| same(other));
@@ -54,14 +70,29 @@ pub(super) async fn explain(
 }
 
 /// `GET /api/v1/owners`
+#[utoipa::path(
+    get, path = "/api/v1/owners", tag = "api", operation_id = "owners",
+    summary = "Owners without a counterpart on the other side, and the line that would map each",
+    security(("apiToken" = [])),
+    responses((status = 200, description = "As `lockstep owners --json` prints it.", body = Object,
+        content_type = "application/json"))
+)]
 pub(super) async fn owners(State(served): State<Arc<Served>>, headers: HeaderMap) -> Response {
     unmapped_owners(&served, None, &headers).await
 }
 
 /// `GET /api/v1/routes/{route}/owners`
+#[utoipa::path(
+    get, path = "/api/v1/routes/{route}/owners", tag = "api", operation_id = "ownersOfRoute",
+    summary = "The same of one route",
+    security(("apiToken" = [])),
+    params(("route" = String, Path, description = "The route's name.")),
+    responses((status = 200, description = "As `lockstep owners ROUTE --json` prints it.", body = Object,
+        content_type = "application/json"))
+)]
 pub(super) async fn owners_of_route(
     State(served): State<Arc<Served>>,
-    Path(route): Path<String>,
+    Named(route): Named<String>,
     headers: HeaderMap,
 ) -> Response {
     unmapped_owners(&served, Some(&route), &headers).await

@@ -21,6 +21,15 @@ impl Refused {
     /// Larger than a body may be.
     pub const TOO_LARGE: Self =
         Self { status: StatusCode::PAYLOAD_TOO_LARGE, detail: "the body is larger than 4 MiB" };
+    /// This sender has had its share of the time.
+    pub const TOO_MANY: Self =
+        Self { status: StatusCode::TOO_MANY_REQUESTS, detail: "too many requests from your address; wait" };
+    /// More is handled now than there is room for.
+    pub const BUSY: Self =
+        Self { status: StatusCode::TOO_MANY_REQUESTS, detail: "too much at once; send it again" };
+    /// An allow list does not name the sender.
+    pub const NOT_ALLOWED: Self =
+        Self { status: StatusCode::FORBIDDEN, detail: "this door is not open to your address" };
     /// No such address.
     pub const NOT_FOUND: Self =
         Self { status: StatusCode::NOT_FOUND, detail: "there is nothing at this address" };
@@ -53,9 +62,11 @@ impl IntoResponse for Refused {
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
-        }
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => headers.insert(RETRY_AFTER, HeaderValue::from_static("5")),
+            StatusCode::TOO_MANY_REQUESTS => headers.insert(RETRY_AFTER, HeaderValue::from_static("1")),
+            _ => None,
+        };
         response
     }
 }

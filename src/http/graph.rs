@@ -15,6 +15,9 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use time::format_description::well_known::Rfc3339;
 use url::form_urlencoded;
+use utoipa::ToSchema;
+use utoipa::openapi::schema::{AnyOf, Array, Object, SchemaType};
+use utoipa::openapi::{Ref, Schema};
 
 use super::error::Refused;
 use super::router::{Served, at_door};
@@ -29,7 +32,57 @@ const LONGEST_TOKEN: usize = 4096;
 /// Subscription ids are GUIDs; a little more does no harm.
 const LONGEST_SUBSCRIPTION: usize = 128;
 
+/// A Graph change notification collection.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what `domain::notice` reads")]
+struct ChangeNotifications {
+    #[schema(schema_with = items)]
+    value: Vec<ChangeNotification>,
+}
+
+/// A change notification or a lifecycle event.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[expect(dead_code, reason = "describes what `domain::notice` reads")]
+pub(super) struct ChangeNotification {
+    /// The Entra tenant.
+    tenant_id: Option<String>,
+    /// The subscription.
+    subscription_id: Option<String>,
+    /// The secret that the subscription was given.
+    client_state: Option<String>,
+    /// What changed, such as `security/incidents/29`.
+    resource: Option<String>,
+    /// `missed`, `reauthorizationRequired`, `subscriptionRemoved` or a newer word.
+    lifecycle_event: Option<String>,
+    /// `id`, `@odata.id` and `@odata.type` of what changed.
+    #[schema(value_type = Option<Object>)]
+    resource_data: Option<()>,
+}
+
+/// Anything may stand in the list: an odd item is no reason to refuse its neighbours.
+fn items() -> Schema {
+    let any = Object::with_type(SchemaType::AnyValue);
+    let item = AnyOf::builder().item(Ref::from_schema_name("ChangeNotification")).item(any);
+    let description = "Each is judged alone. One that cannot be read or believed is dropped and counted, and the POST \
+                       is answered as if all were well.";
+    Array::builder().items(item).description(Some(description)).build().into()
+}
+
 /// `POST /notify/graph`
+#[utoipa::path(
+    post, path = "/notify/graph", tag = "doors", operation_id = "graph",
+    summary = "Change notifications of Microsoft Graph",
+    description = "With `validationToken` it is the handshake of a new subscription: the token comes back as plain text. \
+                   Otherwise every item is held against the `clientState` of its tenant's subscriptions.",
+    params(("validationToken" = Option<String>, Query, min_length = 1, max_length = 4096,
+        description = "The handshake. The body is then empty, or is judged for its form alone.")),
+    request_body(content = ChangeNotifications, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The handshake's token.", body = String, content_type = "text/plain"),
+        (status = 202, description = "What could be believed is on disk."),
+    )
+)]
 pub(super) async fn notify(
     State(served): State<Arc<Served>>,
     uri: Uri,
@@ -42,6 +95,18 @@ pub(super) async fn notify(
 /// `POST /notify/graph/lifecycle`. An event is about a subscription and no incident, so it cannot be a hint: it is
 /// stored as the named value `lifecycle:TENANT:SUBSCRIPTION:EVENT`, with the time it came, for whoever keeps the
 /// subscriptions. Both addresses take both kinds, since one URL may be given for both.
+#[utoipa::path(
+    post, path = "/notify/graph/lifecycle", tag = "doors", operation_id = "graph_lifecycle",
+    summary = "Lifecycle events of Microsoft Graph",
+    description = "The lifecycleNotificationUrl of subscriptions. Takes what `/notify/graph` takes.",
+    params(("validationToken" = Option<String>, Query, min_length = 1, max_length = 4096,
+        description = "The handshake. The body is then empty, or is judged for its form alone.")),
+    request_body(content = ChangeNotifications, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The handshake's token.", body = String, content_type = "text/plain"),
+        (status = 202, description = "What could be believed is on disk."),
+    )
+)]
 pub(super) async fn lifecycle(
     State(served): State<Arc<Served>>,
     uri: Uri,
@@ -53,6 +118,10 @@ pub(super) async fn lifecycle(
 
 async fn knock(door: &'static str, state: &AppState, uri: Uri, body: Body) -> Response {
     if let Some(answer) = uri.query().and_then(handshake) {
+        let answer = match answer {
+            Ok(token) => empty_or_readable(door, state, body).await.map(|()| token),
+            refused => refused,
+        };
         state.metrics.count(door, if answer.is_ok() { "handshake" } else { "unreadable" });
         return answer.map_or_else(IntoResponse::into_response, |token| {
             ([(CONTENT_TYPE, "text/plain; charset=utf-8")], token).into_response()
@@ -64,10 +133,20 @@ async fn knock(door: &'static str, state: &AppState, uri: Uri, body: Body) -> Re
     }
 }
 
+/// A handshake's body is empty. One that is not is a mistake, and is told so unless it is a notification's: an answer of
+/// 200 must not let the sender think that it was taken in.
+async fn empty_or_readable(door: &'static str, state: &AppState, body: Body) -> Result<(), Refused> {
+    let body = body_within_limit(body).await.map_err(|refused| refused_body(door, state, refused))?;
+    if body.is_empty() || notice::graph(&body).is_ok() {
+        return Ok(());
+    }
+    Err(Refused::bad("a handshake has no body"))
+}
+
 /// The token to be echoed, decoded, if the request is a handshake.
 fn handshake(query: &str) -> Option<Result<String, Refused>> {
     let (_, token) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "validationToken")?;
-    Some(match token.len() {
+    Some(match token.chars().count() {
         1..=LONGEST_TOKEN => Ok(token.into_owned()),
         _ => Err(Refused::bad("the validation token is empty or too long")),
     })

@@ -25,11 +25,25 @@ const PROBE: Duration = Duration::from_secs(1);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// `GET /healthz`: the process answers.
+#[utoipa::path(
+    get, path = "/healthz", tag = "probes", operation_id = "alive",
+    summary = "Whether the process answers",
+    responses((status = 200, description = "It does.", body = Object, content_type = "application/json"))
+)]
 pub(super) async fn alive() -> Response {
     Json(json!({ "status": "ok", "version": VERSION })).into_response()
 }
 
 /// `GET /readyz`: hints can be taken in.
+#[utoipa::path(
+    get, path = "/readyz", tag = "probes", operation_id = "ready",
+    summary = "Whether hints can be taken in, and how every route is",
+    description = "Fails on the store alone: the trouble of one tenant is told in the body.",
+    responses(
+        (status = 200, description = "They can.", body = Object, content_type = "application/json"),
+        (status = 503, description = "They cannot; the body says why.", body = Object, content_type = "application/json"),
+    )
+)]
 pub(super) async fn ready(State(served): State<Arc<Served>>) -> Response {
     let state = &served.state;
     let store = match timeout(PROBE, state.store.ping()).await {
@@ -52,6 +66,12 @@ pub(super) async fn ready(State(served): State<Arc<Served>>) -> Response {
 }
 
 /// `GET /metrics`: OpenMetrics text; the queue is asked at the time of the scrape.
+#[utoipa::path(
+    get, path = "/metrics", tag = "probes", operation_id = "metrics",
+    summary = "Metrics",
+    responses((status = 200, description = "OpenMetrics text.", body = String,
+        content_type = "application/openmetrics-text"))
+)]
 pub(super) async fn metrics(State(served): State<Arc<Served>>) -> Response {
     let state = &served.state;
     let mut queue = Registry::default();

@@ -2,11 +2,17 @@
 //! written while a sender waits.
 
 mod api;
+mod edge;
 pub mod error;
 mod graph;
 mod health;
+mod listen;
+pub mod openapi;
+mod rate;
 mod router;
 mod sentinel;
+pub mod tls;
+mod turn;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,7 +25,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use secrecy::{ExposeSecret, SecretString};
 
-pub use router::{router, serve};
+pub use edge::Front;
+pub use listen::serve;
+pub use router::router;
 
 use crate::app::health::Health;
 use crate::app::intake::Inbox;
@@ -130,7 +138,8 @@ impl Doors {
 /// Notifications by door and by what became of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct NoticeLabels {
-    /// `graph`, `graph-lifecycle`, `sentinel`, or `none` for an unknown address.
+    /// `graph`, `graph-lifecycle`, `sentinel` and so on; `none` for an unknown address or a connection, `any` where
+    /// the door does not matter.
     pub door: &'static str,
     /// `accepted`, `repeated`, `handshake`, or why it was refused.
     pub outcome: &'static str,

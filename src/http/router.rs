@@ -1,8 +1,8 @@
 //! The addresses, and what holds for all of them: an id, a limit of time, a limit of number, and no panic that takes
 //! the process along. One small layer instead of many: a door's whole cost is to stay near that of a bare handler.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,26 +10,26 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::serve::ListenerExt as _;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep_until};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::error::Refused;
-use super::{AppState, api, graph, health, sentinel};
+use super::turn::{Budget, Room, TURN, Turn};
+use super::{AppState, api, graph, health, openapi, sentinel};
+use crate::config::ServerLimits;
 
 /// How long a request may take as a whole, the reading of its body included.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// How many notifications are handled at once; the others wait within their time. Probes never wait.
-const MOST_AT_ONCE: usize = 512;
-/// How long requests that are being handled may take after shutdown has begun.
-const FAREWELL: Duration = Duration::from_secs(15);
+/// How long an answer may take once the sender has done its part. Graph takes one for slow after three seconds
+/// (`graph.md` §13.5). A little more than the store has, so that its own word comes first.
+const ANSWER_TIME: Duration = Duration::from_millis(2_250);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const NOSNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
@@ -49,37 +49,77 @@ impl RequestId {
     }
 }
 
+/// The names in an address. Where one cannot be decoded, all are empty: nothing is called so, and the answer is that of
+/// any other unknown name.
+pub(super) struct Named<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default + Send, S: Send + Sync> FromRequestParts<S> for Named<T> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let path = Path::<T>::from_request_parts(parts, state).await;
+        Ok(Self(path.map(|Path(names)| names).unwrap_or_default()))
+    }
+}
+
 /// What the handlers share: one pointer to copy for a request.
 pub(super) struct Served {
     pub(super) state: AppState,
     /// Room for notifications that are being handled.
-    room: Semaphore,
+    room: Room,
+    /// Room for their bodies.
+    budget: Arc<Budget>,
 }
 
 /// Every address of the service.
-///
-/// The doors' handlers put the frame around themselves. A layer does the same for the other addresses, but costs every
-/// request of a door more than all that the door does.
 pub fn router(state: AppState) -> Router {
-    let doors = Router::new()
-        .route("/notify/graph", post(graph::notify))
-        .route("/notify/graph/lifecycle", post(graph::lifecycle))
-        .route("/notify/sentinel/{workspace}", post(sentinel::notify))
-        .method_not_allowed_fallback(async |headers: HeaderMap| {
-            framed(&headers, async |_| Refused::METHOD.into_response()).await
-        });
-    let others = Router::new()
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/metrics", get(health::metrics))
-        .route("/api/v1/routes/{route}/incidents/{incident}/explain", get(api::explain))
-        .route("/api/v1/owners", get(api::owners))
-        .route("/api/v1/routes/{route}/owners", get(api::owners_of_route))
-        .fallback(unknown)
-        .method_not_allowed_fallback(async || Refused::METHOD)
-        .layer(from_fn(marked));
+    router_within(state, &ServerLimits::default())
+}
+
+/// The doors. Their handlers put the frame around themselves: a layer does the same for the other addresses, but costs
+/// every request of a door more than all that the door does.
+///
+/// A new door: `#[utoipa::path]` at its handler, which calls [`at_door`], and a line here.
+fn doors() -> OpenApiRouter<Arc<Served>> {
+    OpenApiRouter::with_openapi(openapi::frame())
+        .routes(routes!(graph::notify))
+        .routes(routes!(graph::lifecycle))
+        .routes(routes!(sentinel::notify))
+}
+
+/// All other addresses.
+fn others() -> OpenApiRouter<Arc<Served>> {
+    OpenApiRouter::with_openapi(openapi::frame())
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+        .routes(routes!(api::explain))
+        .routes(routes!(api::owners))
+        .routes(routes!(api::owners_of_route))
+        .routes(routes!(openapi::as_json))
+        .routes(routes!(openapi::as_page))
+}
+
+/// The addresses as their handlers describe them.
+pub(super) fn described() -> utoipa::openapi::OpenApi {
+    doors().merge(others()).into_openapi()
+}
+
+/// The same within limits.
+pub(super) fn router_within(state: AppState, limits: &ServerLimits) -> Router {
+    let (doors, _) = doors().split_for_parts();
+    let doors = doors.method_not_allowed_fallback(async |headers: HeaderMap| {
+        framed(&headers, async |_| Refused::METHOD.into_response()).await
+    });
+    let (others, _) = others().split_for_parts();
+    let others =
+        others.fallback(unknown).method_not_allowed_fallback(async || Refused::METHOD).layer(from_fn(marked));
     // Doors limit their bodies themselves, to answer in their own words; nobody else reads one.
-    let served = Served { state, room: Semaphore::new(MOST_AT_ONCE) };
+    let served = Served {
+        state,
+        room: Room::new(limits.at_once as usize),
+        budget: Budget::new((limits.body_mib as usize) << 20),
+    };
     doors.merge(others).with_state(Arc::new(served))
 }
 
@@ -90,48 +130,38 @@ pub(super) async fn at_door(
     work: impl AsyncFnOnce(&RequestId) -> Response,
 ) -> Response {
     framed(headers, async |id| {
-        // Never closed, so acquiring fails only in a world where waiting on would be no better.
-        let _place = served.room.acquire().await;
+        let _place = match served.room.enter().await {
+            Ok(place) => place,
+            Err(refused) => {
+                served.state.metrics.count("any", "busy");
+                return refused.into_response();
+            }
+        };
+        Turn::charge(&served.budget);
         work(id).await
     })
     .await
 }
 
-/// Serves until `shutdown`, then lets requests end, but not for ever.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
-    let listener = listener.tap_io(|connection| {
-        // Answers are small: waiting to fill a packet would only delay them. Not vital, so a refusal is no matter.
-        let _ = connection.set_nodelay(true);
-    });
-    let service = router.into_make_service();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    tokio::select! {
-        ended = serving.into_future() => ended,
-        () = async { shutdown.cancelled().await; tokio::time::sleep(FAREWELL).await } => {
-            tracing::warn!("requests were cut off: they took longer than {FAREWELL:?} after shutdown had begun");
-            Ok(())
-        }
-    }
-}
-
 async fn marked(request: Request, next: Next) -> Response {
     let headers = request.headers().clone();
-    framed(&headers, async |_| next.run(request).await).await
+    let work = async |_: &RequestId| next.run(request).await;
+    // Nobody waits for a body here: what is slow is ours.
+    framed_until(&headers, Refused::UNAVAILABLE, work).await
 }
 
 /// A limit of time, an id in the answer, `nosniff`, and a panic that ends this request and nothing else.
-async fn framed(headers: &HeaderMap, work: impl AsyncFnOnce(&RequestId) -> Response) -> Response {
+pub(super) async fn framed(headers: &HeaderMap, work: impl AsyncFnOnce(&RequestId) -> Response) -> Response {
+    framed_until(headers, Refused::TIMEOUT, work).await
+}
+
+async fn framed_until(
+    headers: &HeaderMap,
+    late: Refused,
+    work: impl AsyncFnOnce(&RequestId) -> Response,
+) -> Response {
     let id = RequestId::of(headers);
-    let mut response = {
-        let mut work = pin!(work(&id));
-        // What a panic leaves half done is the request's own and dropped with it.
-        let caught =
-            poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
-                Ok(polled) => polled,
-                Err(_) => Poll::Ready(panicked()),
-            });
-        timeout(REQUEST_TIME, caught).await.unwrap_or_else(|_| Refused::TIMEOUT.into_response())
-    };
+    let mut response = TURN.scope(Turn::default(), in_time(late, work(&id))).await;
     if response.status().is_server_error() {
         tracing::debug!(
             status = response.status().as_u16(),
@@ -142,6 +172,31 @@ async fn framed(headers: &HeaderMap, work: impl AsyncFnOnce(&RequestId) -> Respo
     response.headers_mut().insert(REQUEST_ID, id.0);
     response.headers_mut().insert(NOSNIFF, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// The work, or a refusal when it takes too long (`late`, as long as the sender has not done its part) or panics.
+async fn in_time(late: Refused, work: impl Future<Output = Response>) -> Response {
+    let mut work = pin!(work);
+    let mut timer = pin!(sleep_until(Instant::now() + REQUEST_TIME));
+    let mut waits_for_us = false;
+    poll_fn(|context| {
+        // What a panic leaves half done is the request's own and dropped with it.
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+            Ok(Poll::Pending) => {}
+            Ok(answered) => return answered,
+            Err(_) => return Poll::Ready(panicked()),
+        }
+        if !waits_for_us && Turn::waits_for_us() {
+            waits_for_us = true;
+            let soon = Instant::now() + ANSWER_TIME;
+            if soon < timer.deadline() {
+                timer.as_mut().reset(soon);
+            }
+        }
+        let refused = if waits_for_us { Refused::UNAVAILABLE } else { late };
+        timer.as_mut().poll(context).map(|()| refused.into_response())
+    })
+    .await
 }
 
 /// A sender's id is written into logs and answers, so only what cannot mean anything there is taken.

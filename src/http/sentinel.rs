@@ -6,13 +6,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, HttpBody as _};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use time::Duration;
 
 use super::error::Refused;
-use super::router::{RequestId, Served, at_door};
+use super::router::{Named, RequestId, Served, at_door};
+use super::turn::Turn;
 use super::{AppState, MOST_BODY_BYTES, WorkspaceDoor};
 use crate::domain::model::Side;
 use crate::domain::notice::{self, PlaybookNotice};
@@ -27,9 +28,29 @@ const LONGEST_DELIVERY: usize = 256;
 const MOST_THROWN_AWAY: usize = 4 * MOST_BODY_BYTES;
 
 /// `POST /notify/sentinel/{workspace}`
+#[utoipa::path(
+    post, path = "/notify/sentinel/{workspace}", tag = "doors", operation_id = "sentinel",
+    summary = "Incidents from a Microsoft Sentinel playbook",
+    description = "The body of the trigger *Microsoft Sentinel incident* as it stands. What is signed by the right \
+                   sender but is about another workspace or no incident is answered 202 and ignored: repeating it would \
+                   not help.",
+    security(("webhookSignature" = [])),
+    params(
+        ("workspace" = String, Path, description = "The workspace's name in the configuration."),
+        ("webhook-id" = String, Header, description = "The delivery's id; a repeated one is stored once.",
+            min_length = 1, max_length = 256),
+        ("webhook-timestamp" = String, Header, description = "When it was signed: seconds since 1970, within five minutes."),
+    ),
+    request_body(content = Object, content_type = "application/json"),
+    responses(
+        (status = 202, description = "On disk, or nothing that is followed here."),
+        (status = 401, description = "The signature, its id or its timestamp is missing or wrong."),
+        (status = 404, description = "No workspace has this name."),
+    )
+)]
 pub(super) async fn notify(
     State(served): State<Arc<Served>>,
-    Path(workspace): Path<String>,
+    Named(workspace): Named<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
@@ -136,9 +157,11 @@ pub(super) async fn body_within_limit(mut body: Body) -> Result<Bytes, Refused> 
         if length > MOST_BODY_BYTES {
             pieces.clear();
         } else {
+            Turn::hold(piece.len())?;
             pieces.push(piece);
         }
     }
+    Turn::body_is_here();
     match pieces.len() {
         _ if length > MOST_BODY_BYTES => Err(Refused::TOO_LARGE),
         1 => Ok(pieces.swap_remove(0)),
@@ -148,7 +171,12 @@ pub(super) async fn body_within_limit(mut body: Body) -> Result<Bytes, Refused> 
 
 /// Counts a body that could not be had.
 pub(super) fn refused_body(door: &'static str, state: &AppState, refused: Refused) -> Refused {
-    state.metrics.count(door, if refused == Refused::TOO_LARGE { "too-large" } else { "unreadable" });
+    let outcome = match refused {
+        Refused::TOO_LARGE => "too-large",
+        Refused::BUSY => "busy",
+        _ => "unreadable",
+    };
+    state.metrics.count(door, outcome);
     refused
 }
 

@@ -15,6 +15,8 @@ fn secret_file(path: &Path) -> std::io::Result<String> {
         Some("contoso-client-secret" | "fabrikam-client-secret") => "a client secret",
         Some("contoso-graph-client-states") => "0123456789abcdef0123456789abcdef\n",
         Some("soc-webhook-secrets") => "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n",
+        Some("tls.crt" | "senders-ca.crt") => "-----BEGIN CERTIFICATE-----\n",
+        Some("tls.key") => "-----BEGIN PRIVATE KEY-----\n",
         _ => return Err(Error::new(ErrorKind::NotFound, "no manifest provides this file")),
     };
     Ok(text.to_owned())

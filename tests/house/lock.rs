@@ -41,6 +41,8 @@ const ONE_COPY: &[&str] = &[
     "reqwest",
     "axum",
     "hyper",
+    "hyper-util",
+    "tokio-rustls",
     "tokio",
     "aws-lc-rs",
     "aws-lc-sys",

@@ -2,6 +2,9 @@
 //! and nothing secret is logged.
 #![allow(clippy::unwrap_used)] // Helpers of tests; clippy only knows the test functions themselves.
 
+mod edge;
+mod openapi;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +18,7 @@ use lockstep::app::lately::Lately;
 use lockstep::config::Config;
 use lockstep::domain::model::{LinkKey, Side};
 use lockstep::domain::signature::Secret;
-use lockstep::http::{AppState, DoorMetrics, Doors, MOST_BODY_BYTES, Phase, router};
+use lockstep::http::{AppState, DoorMetrics, Doors, Front, MOST_BODY_BYTES, Phase, router};
 use lockstep::ports::*;
 use lockstep::telemetry;
 use time::OffsetDateTime;
@@ -215,6 +218,8 @@ impl Clock for Stopped {
 struct House {
     store: Arc<Memory>,
     phase: Phase,
+    state: AppState,
+    config: Config,
     router: axum::Router,
 }
 
@@ -240,7 +245,7 @@ impl House {
         metrics.register(&mut registry);
         health.register(&mut registry);
         phase.running();
-        let router = router(AppState {
+        let state = AppState {
             doors: Arc::new(Doors::new(&config).unwrap()),
             inbox: Inbox::new(store.clone(), Arc::new(Stopped), Arc::new(Notify::new())),
             store: store.clone(),
@@ -250,8 +255,13 @@ impl House {
             registry: Arc::new(registry),
             metrics,
             phase: phase.clone(),
-        });
-        Self { store, phase, router }
+        };
+        Self { store, phase, router: router(state.clone()), state, config }
+    }
+
+    /// The same behind its edge.
+    fn front(&self) -> Front {
+        Front::new(self.state.clone(), &self.config.server).unwrap()
     }
 
     async fn ask(&self, request: Request<Body>) -> Answer {
@@ -581,7 +591,7 @@ async fn serving_ends_when_it_is_told_to_and_answers_first() {
     let (house, shutdown) = (House::new(), tokio_util::sync::CancellationToken::new());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(lockstep::http::serve(listener, house.router.clone(), shutdown.clone()));
+    let serving = tokio::spawn(lockstep::http::serve(listener, house.front(), shutdown.clone()));
     let mut sender = tokio::net::TcpStream::connect(address).await.unwrap();
     let head = "POST /notify/graph HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\nexpect: 100-continue\r\n\r\n";
     sender.write_all(head.as_bytes()).await.unwrap();

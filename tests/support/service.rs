@@ -86,7 +86,7 @@ impl<'a> Configuration<'a> {
     fn text(&self, port: u16) -> String {
         let mut text = format!(
             "[server]\nlisten = \"127.0.0.1:{port}\"\npublic_url = \"http://127.0.0.1:{port}\"\n\
-             [store]\nurl = '{}'\n",
+             limits = {{ requests_per_second = 1000000, burst = 1000000 }}\n[store]\nurl = '{}'\n",
             self.store
         );
         for (number, place) in self.places.iter().enumerate() {
