@@ -241,6 +241,8 @@ impl Sweeper {
             sweeps.spawn(sweep.run(stop.clone()));
         }
         while sweeps.join_next().await.is_some() {}
+        // Without a route there is nothing to sweep; ending early would look like a part that broke.
+        stop.cancelled().await;
     }
 }
 

@@ -34,8 +34,8 @@ const NO_ROUTE: Refused = Refused { status: StatusCode::NOT_FOUND, detail: "ther
     summary = "What was written for an incident, and why, or why nothing was",
     security(("apiToken" = [])),
     params(
-        ("route" = String, Path, description = "The route's name."),
-        ("incident" = String, Path, description = "The Defender incident's id."),
+        ("route" = String, Path, description = "The route's name.", example = "contoso-soc"),
+        ("incident" = String, Path, description = "The Defender incident's id.", example = "29"),
     ),
     responses((status = 200, description = "As `lockstep explain --json` prints it.", body = Object,
         content_type = "application/json"))

@@ -36,7 +36,8 @@ const MOST_THROWN_AWAY: usize = 4 * MOST_BODY_BYTES;
                    not help.",
     security(("webhookSignature" = [])),
     params(
-        ("workspace" = String, Path, description = "The workspace's name in the configuration."),
+        ("workspace" = String, Path, description = "The workspace's name in the configuration.",
+            example = "soc"),
         ("webhook-id" = String, Header, description = "The delivery's id; a repeated one is stored once.",
             min_length = 1, max_length = 256),
         ("webhook-timestamp" = String, Header, description = "When it was signed: seconds since 1970, within five minutes."),
