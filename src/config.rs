@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -30,7 +31,9 @@ use crate::domain::owners::{Fallback, OwnerPolicy};
 use crate::domain::policy::{
     AlertMode, Direction, Field, Follow, LabelRules, Native, Policy, TitleTemplate, Vanished, Winner, offered,
 };
+use crate::domain::rich::{KeyError, RichKey};
 use crate::domain::signature::Secret;
+use crate::domain::token::GRAPH_CHANGE_TRACKING;
 
 /// The variables that override the file, with what each of them stands for.
 pub const VARIABLES: &[(&str, &str)] = &[
@@ -166,6 +169,12 @@ pub struct Tenant {
     pub client_secret: SecretString,
     /// The `clientState` of Graph subscriptions.
     pub graph_client_states: Vec<SecretString>,
+    /// The subscriptions to Graph's change notifications that are kept for it.
+    pub subscriptions: Vec<SubscriptionWish>,
+    /// The certificates that Graph encrypts resources for: the newest is the last.
+    pub certificates: Vec<CertificateSource>,
+    /// The application that signs the tokens of Graph's encrypted notifications.
+    pub graph_publisher_id: String,
     /// Its cloud.
     pub cloud: Cloud,
     /// The token host: the cloud's, unless overridden. So are the next two.
@@ -177,6 +186,38 @@ pub struct Tenant {
     /// The host of Log Analytics ingestion, where it is overridden.
     pub ingestion_url: Option<Url>,
 }
+
+/// A subscription to change notifications.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriptionWish {
+    /// The path that is watched, without a slash at its beginning.
+    pub resource: String,
+    /// `created`, `updated` or `deleted`, in this order.
+    pub change_types: Vec<&'static str>,
+    /// How long each life of it is to be.
+    pub lifetime: Duration,
+    /// Whether the resource is to come along, encrypted.
+    pub rich: bool,
+}
+
+/// Where a certificate for encrypted notifications comes from.
+#[derive(Clone, Debug)]
+pub enum CertificateSource {
+    /// From files, read already.
+    Files(Arc<RichKey>),
+    /// From Azure Key Vault.
+    Vault {
+        /// What its id in Graph begins with.
+        id: String,
+        /// The vault.
+        vault_url: Url,
+        /// The secret that holds certificate and key.
+        secret: String,
+    },
+}
+
+/// What a subscription may watch for.
+const CHANGE_TYPES: [&str; 3] = ["created", "updated", "deleted"];
 
 /// A Sentinel workspace.
 #[derive(Clone, Debug)]
@@ -536,7 +577,7 @@ impl Reader<'_> {
             self.tables(&root, "workspaces").iter().map(|node| self.workspace(node)).collect();
         let route_nodes = self.tables(&root, "routes");
         let routes: Vec<_> = route_nodes.iter().map(|node| self.route(node)).collect();
-        self.references(&root, &tenants, &workspaces, &routes);
+        self.references(&root, server.as_ref(), &tenants, &workspaces, &routes);
         let poll = self.poll(&root);
         let limits = self.limits(&root);
         let journal = self.table(&root, "journal");
@@ -708,6 +749,9 @@ impl Reader<'_> {
                 "client_secret_file",
                 "graph_client_states",
                 "graph_client_states_file",
+                "graph_publisher_id",
+                "subscriptions",
+                "certificates",
                 "cloud",
                 "login_url",
                 "graph_url",
@@ -728,6 +772,25 @@ impl Reader<'_> {
             }
         }
         let cloud = self.word(node, "cloud", CLOUDS, Cloud::Global);
+        let certificates: Vec<_> =
+            self.tables(node, "certificates").iter().filter_map(|node| self.certificate(node)).collect();
+        let subscription_nodes = self.tables(node, "subscriptions");
+        let mut subscriptions: Vec<SubscriptionWish> = Vec::new();
+        for node in &subscription_nodes {
+            let Some(wish) = self.subscription(node) else { continue };
+            if subscriptions.iter().any(|other| other.resource.eq_ignore_ascii_case(&wish.resource)) {
+                self.wrong(node, "resource", "is watched by an entry above: keep one of them");
+            }
+            if wish.rich && certificates.is_empty() {
+                let cure = "needs a certificate: add a [[tenants.certificates]] to this tenant";
+                self.wrong(node, "rich", cure);
+            }
+            subscriptions.push(wish);
+        }
+        let publisher = match node.get("graph_publisher_id") {
+            Some(_) => self.guid(node, "graph_publisher_id"),
+            None => Some(GRAPH_CHANGE_TRACKING.to_owned()),
+        };
         let mut url = |key: &str, default: Option<&str>| {
             let text = self.text(node, key).or(default.map(str::to_owned))?;
             self.web(node, key, &text)
@@ -742,12 +805,74 @@ impl Reader<'_> {
             client_id: client_id?,
             client_secret: client_secret?,
             graph_client_states: states,
+            subscriptions,
+            certificates,
+            graph_publisher_id: publisher?,
             cloud,
             login_url: login_url?,
             graph_url: graph_url?,
             arm_url: arm_url?,
             ingestion_url,
         })
+    }
+
+    fn subscription(&mut self, node: &Node<'_>) -> Option<SubscriptionWish> {
+        self.known(node, &["resource", "change_types", "lifetime", "rich"]);
+        let resource = self.required(node, "resource");
+        let resource = resource.map(|path| path.trim_start_matches('/').to_owned());
+        if resource.as_ref().is_some_and(|path| path.is_empty() || path.contains("://") || path.len() > 512) {
+            self.wrong(node, "resource", "must be a path without a host, such as security/incidents");
+        }
+        let named = self.texts(node, "change_types");
+        if let Some(word) = named.iter().find(|word| !CHANGE_TYPES.contains(&word.as_str())) {
+            self.wrong(node, "change_types", &format!("`{word}` is none of {}", CHANGE_TYPES.join(", ")));
+        }
+        let change_types: Vec<&'static str> = match named.is_empty() {
+            true => vec!["created", "updated"],
+            false => {
+                CHANGE_TYPES.into_iter().filter(|word| named.iter().any(|named| named == word)).collect()
+            }
+        };
+        let minute = Duration::from_secs(60);
+        // Graph raises less to the least and refuses more than the most (`graph.md` §13.2).
+        let lifetime = self.duration(node, "lifetime", 2880 * minute, 45 * minute, 43_200 * minute);
+        let rich = self.flag(node, "rich", false);
+        Some(SubscriptionWish { resource: resource?, change_types, lifetime, rich })
+    }
+
+    fn certificate(&mut self, node: &Node<'_>) -> Option<CertificateSource> {
+        self.known(node, &["id", "certificate_file", "key_file", "vault_url", "secret"]);
+        let id = self.required(node, "id")?;
+        if node.get("vault_url").is_some() {
+            for file in ["certificate_file", "key_file"] {
+                if node.get(file).is_some() {
+                    self.wrong(node, file, "and `vault_url` exclude each other");
+                }
+            }
+            // The version is appended to it.
+            if !(1..=90).contains(&id.len()) {
+                self.wrong(node, "id", "must have 1 to 90 characters");
+            }
+            let vault_url = self.text(node, "vault_url").and_then(|text| self.web(node, "vault_url", &text));
+            let secret = self.segment(node, "secret");
+            return Some(CertificateSource::Vault { id, vault_url: vault_url?, secret: secret? });
+        }
+        let path = self.required(node, "certificate_file");
+        let certificate = path.and_then(|path| self.file(node, "certificate_file", &path));
+        let path = self.required(node, "key_file");
+        let key = path.and_then(|path| self.file(node, "key_file", &path));
+        match RichKey::from_pem(&id, &certificate?, &key?) {
+            Ok(key) => Some(CertificateSource::Files(Arc::new(key))),
+            Err(error) => {
+                let at = match error {
+                    KeyError::Id => "id",
+                    KeyError::NoCertificate => "certificate_file",
+                    KeyError::NoKey | KeyError::Size | KeyError::Mismatch => "key_file",
+                };
+                self.wrong(node, at, &error.to_string());
+                None
+            }
+        }
     }
 
     fn workspace(&mut self, node: &Node<'_>) -> Option<Workspace> {
@@ -1036,6 +1161,7 @@ impl Reader<'_> {
     fn references(
         &mut self,
         root: &Node<'_>,
+        server: Option<&Server>,
         tenants: &[Option<Tenant>],
         workspaces: &[Option<Workspace>],
         routes: &[Option<Route>],
@@ -1058,6 +1184,22 @@ impl Reader<'_> {
         }
         for (node, workspace) in workspace_nodes.iter().zip(workspaces).filter_map(both) {
             self.refers(node, "tenant", &workspace.tenant, &tenant_names);
+        }
+        let mut subscribed = BTreeSet::new();
+        for (node, tenant) in tenant_nodes.iter().zip(tenants).filter_map(both) {
+            if tenant.subscriptions.is_empty() {
+                continue;
+            }
+            if !subscribed.insert(&tenant.tenant_id) {
+                let message = "another entry of this tenant has subscriptions: keep them all in one";
+                self.wrong(node, "subscriptions", message);
+            }
+            let host = server.as_ref().and_then(|server| server.public_url.as_ref());
+            let reachable = host.is_some_and(|url| url.scheme() == "https" || is_local(url));
+            if server.is_some() && !reachable {
+                let message = "needs server.public_url, an https address that Graph can reach";
+                self.wrong(node, "subscriptions", message);
+            }
         }
         let mut resources = BTreeSet::new();
         for (node, workspace) in workspace_nodes.iter().zip(workspaces).filter_map(both) {
@@ -1228,7 +1370,7 @@ impl Reader<'_> {
         tables
             .filter_map(|(index, item)| {
                 let table = Some(item.get_ref().as_table()?);
-                Some(Node { path: format!("{key}[{index}]"), span: item.span(), table })
+                Some(Node { path: format!("{}[{index}]", node.key(key)), span: item.span(), table })
             })
             .collect()
     }
@@ -1307,12 +1449,7 @@ impl Reader<'_> {
             self.wrong(node, key, "must be a URL, such as https://lockstep.example.com");
             return None;
         };
-        let loopback = match url.host() {
-            Some(Host::Domain(name)) => name == "localhost",
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        };
+        let loopback = is_local(&url);
         let message = match url.scheme() {
             _ if !url.username().is_empty() || url.password().is_some() => {
                 "must not hold a user or a password"
@@ -1514,6 +1651,15 @@ const UNMATCHED: &[(&str, Unmatched)] =
 
 fn both<'n, 't, T>((node, value): (&'n Node<'t>, &'n Option<T>)) -> Option<(&'n Node<'t>, &'n T)> {
     Some((node, value.as_ref()?))
+}
+
+fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
 }
 
 fn a(kind: &str) -> String {

@@ -30,6 +30,22 @@ pub struct Subject {
     pub native_id: String,
 }
 
+/// What the id of a subject begins with that is an alert. Graph's ids of incidents are numbers.
+const ALERT: &str = "alert:";
+
+impl Subject {
+    /// A tenant's alert, where nobody has said yet which incident it belongs to. A worker asks, and passes the hint on.
+    pub fn of_alert(tenant_id: &str, alert_id: &str) -> Self {
+        let native_id = format!("{ALERT}{alert_id}");
+        Self { side: Side::Defender, scope: tenant_id.to_owned(), native_id }
+    }
+
+    /// The alert, if it is one.
+    pub fn alert(&self) -> Option<&str> {
+        self.native_id.strip_prefix(ALERT).filter(|_| self.side == Side::Defender)
+    }
+}
+
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.side, self.scope, self.native_id)
@@ -486,6 +502,11 @@ pub trait Defender: Send + Sync + 'static {
         Ok(Page { records: Vec::new(), next: None, unreadable: Vec::new() })
     }
 
+    /// The incident that an alert belongs to. `None` when there is no such alert, or it belongs to none.
+    async fn incident_of_alert(&self, _id: &str) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+
     /// Changes one alert.
     async fn update_alert(&self, id: &str, patch: &AlertPatch) -> Result<(), Failure>;
 }
@@ -577,4 +598,89 @@ pub trait KeySource: Send + Sync + 'static {
     /// A discovery or key document, whole and of bounded size. The address comes from the configuration, or from a
     /// discovery document on the same host; never from a token.
     async fn document(&self, address: &str) -> Result<Vec<u8>, KeyTrouble>;
+}
+
+/// What a subscription to change notifications is to be.
+#[derive(Clone, Debug)]
+pub struct SubscriptionOrder {
+    /// The path that is watched, such as `security/incidents`.
+    pub resource: String,
+    /// `created,updated`
+    pub change_types: String,
+    /// Where notifications go.
+    pub notification_url: String,
+    /// Where the news of the subscription itself goes.
+    pub lifecycle_url: String,
+    /// When it ends.
+    pub expires: OffsetDateTime,
+    /// What every item has to repeat.
+    pub client_state: secrecy::SecretString,
+    /// The certificate that the resource is to be encrypted for; without one, the resource stays behind.
+    pub certificate: Option<EncryptionCertificate>,
+}
+
+/// A certificate as Graph takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncryptionCertificate {
+    /// Under which id notifications name it.
+    pub id: String,
+    /// Its DER in base64. No secret.
+    pub certificate: String,
+}
+
+/// A subscription as Graph shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Graph's id of it.
+    pub id: String,
+    /// The path that is watched.
+    pub resource: String,
+    /// Where its notifications go.
+    pub notification_url: String,
+    /// When it ends.
+    pub expires: OffsetDateTime,
+}
+
+/// What a subscription is changed to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SubscriptionChange {
+    /// When it ends. Renewing authorises anew, too.
+    pub expires: Option<OffsetDateTime>,
+    /// The certificate that takes over.
+    pub certificate: Option<EncryptionCertificate>,
+}
+
+/// The subscriptions of one application in one tenant.
+#[async_trait]
+pub trait Subscriptions: Send + Sync + 'static {
+    /// All of them.
+    async fn list(&self) -> Result<Vec<Subscription>, Failure>;
+
+    /// Makes one. The service calls both URLs before it answers. After an unknown outcome there may be one.
+    async fn create(&self, order: &SubscriptionOrder) -> Result<Subscription, Failure>;
+
+    /// Changes one; `None` when it is gone.
+    async fn change(&self, id: &str, change: &SubscriptionChange) -> Result<Option<Subscription>, Failure>;
+
+    /// Authorises one anew, which does not prolong it. False when it is gone.
+    async fn reauthorize(&self, id: &str) -> Result<bool, Failure>;
+
+    /// Ends one. What is gone is as good as ended.
+    async fn end(&self, id: &str) -> Result<(), Failure>;
+}
+
+/// A secret out of a vault, with the version of it.
+#[derive(Clone, Debug)]
+pub struct VaultSecret {
+    /// The version: a new one is a new secret.
+    pub version: String,
+    /// The value.
+    pub value: secrecy::SecretString,
+}
+
+/// A store of secrets outside.
+#[async_trait]
+pub trait Vault: Send + Sync + 'static {
+    /// A secret: its newest version, or the one that is named. `None` when there is none.
+    async fn secret(&self, name: &str, version: Option<&str>) -> Result<Option<VaultSecret>, Failure>;
 }

@@ -209,6 +209,46 @@ impl Caller {
         }
     }
 
+    /// Makes a call whose refusal says nothing of anything else: no gate, no probe. `Ok` is any answer by the service
+    /// that asks us neither to wait nor to come again.
+    pub(crate) async fn alone(&self, call: &Call) -> Result<Answer, Failure> {
+        let write = call.body.is_some();
+        if let Some(until) = self.quota.throttle.until() {
+            let wait = until.saturating_duration_since(Instant::now());
+            let message = format!("{} asked us to wait", self.service.name);
+            return Err(self.failure(Class::Retry { wait: Some(wait) }, "throttled", message, Effect::None));
+        }
+        let answer = self.attempt(call).await?;
+        match answer.status {
+            429 | 503 => {
+                let told = answer.retry_after(self.shared.clock.now());
+                let wait = self.quota.throttle.close(told, Duration::from_secs(5));
+                let class = Class::Retry { wait: Some(wait) };
+                let said = self.describe(call, &answer);
+                Err(self.failure(class, "throttled", said, effect_of(answer.status, write)))
+            }
+            500..=599 => Err(self.refusal(call, &answer)),
+            300..=399 => Err(self.gateways_page(call, &answer)),
+            _ if answer.is_page() => Err(self.gateways_page(call, &answer)),
+            _ => {
+                self.quota.throttle.calm();
+                Ok(answer)
+            }
+        }
+    }
+
+    /// What a refusal of [`Caller::alone`] means.
+    pub(crate) fn refusal(&self, call: &Call, answer: &Answer) -> Failure {
+        let (status, write) = (answer.status, call.body.is_some());
+        let class = Class::of_status(status, answer.retry_after(self.shared.clock.now()));
+        self.failure(
+            class,
+            &format!("status-{status}"),
+            self.describe(call, answer),
+            effect_of(status, write),
+        )
+    }
+
     /// How long our own budget would make a call wait that is asked for now. Pays for nothing.
     pub(crate) fn spent(&self) -> Spent {
         let wait = |budget: &Budget| budget.outlook(Urgency::Job);

@@ -14,6 +14,7 @@ pub mod pace;
 pub mod sentinel;
 pub mod store;
 pub mod transport;
+pub mod vault;
 
 #[cfg(test)]
 mod tests;

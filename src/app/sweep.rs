@@ -78,6 +78,11 @@ impl Default for SweepOptions {
     }
 }
 
+/// Makes the sweep of one tenant or workspace due at its next look at the clock.
+pub async fn order(store: &dyn Store, side: Side, scope: &str) -> Result<(), StoreError> {
+    store.set_value(&format!("sweep:last:{side}:{scope}"), &format_instant(OffsetDateTime::UNIX_EPOCH)).await
+}
+
 /// What a step came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Swept {

@@ -18,7 +18,7 @@ use crate::app::routes::{Route, Routes};
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{LinkKey, Side};
 use crate::domain::retry::{self, HELD_DELAY, Verdict};
-use crate::ports::{Clock, Dice, Fence, JobLease, Settlement, Store, StoreError};
+use crate::ports::{Clock, Dice, Fence, Hint, JobLease, Settlement, Store, StoreError, Subject};
 use crate::trace;
 
 /// How long a job is leased. A worker that dies gives its job back after this time.
@@ -188,6 +188,9 @@ impl Worker {
             attempts: lease.attempts,
             first_hint_at: lease.first_hint_at,
         };
+        if let Some(alert) = lease.subject.alert() {
+            return self.ask_for_incident(lease, alert, &links).await;
+        }
         let several = links.len() > 1;
         let step_ends = self.clock.now() + STEP_TIME;
         let mut ended = Vec::new();
@@ -201,6 +204,41 @@ impl Worker {
         }
         let (settlement, outcome) = self.sum_up(lease, ended);
         self.settle(lease, settlement, outcome).await
+    }
+
+    /// A hint about an alert: passes it on to the alert's incident. Where that cannot be had for good, the pollers find
+    /// the incident without us.
+    async fn ask_for_incident(
+        &self,
+        lease: &JobLease,
+        alert: &str,
+        links: &[(Pair, LinkKey)],
+    ) -> Result<(), StoreError> {
+        let route = links.first().and_then(|(pair, _)| pair.first());
+        let Some(route) = route else { return self.settle(lease, self.done(), "ignored").await };
+        let asked = tokio::time::timeout(LINK_TIME, route.defender.incident_of_alert(alert)).await;
+        match asked {
+            Ok(Ok(Some(native_id))) => {
+                let subject = Subject { native_id, ..lease.subject.clone() };
+                let hint = Hint { subject, version: None, source: lease.sources.clone() };
+                self.store.remember(vec![hint], None, self.clock.now()).await?;
+                self.settle(lease, self.done(), "passed-on").await
+            }
+            Ok(Ok(None)) => self.settle(lease, self.done(), "nothing").await,
+            Ok(Err(failure)) => {
+                self.metrics.failure(failure.side, &failure.code);
+                match failure.class {
+                    Class::Auth | Class::Permanent => self.settle(lease, self.done(), "nothing").await,
+                    class => match retry::decide(class, lease.attempts, self.dice.roll()) {
+                        Verdict::Park => self.settle(lease, self.done(), "nothing").await,
+                        Verdict::Again { delay, counts } => {
+                            self.settle(lease, self.again(delay, counts), "retry").await
+                        }
+                    },
+                }
+            }
+            Err(_) => self.settle(lease, self.again(HELD_DELAY, true), "retry").await,
+        }
     }
 
     /// The links that a hint is about. A Sentinel incident that is nobody's twin has none.

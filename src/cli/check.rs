@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::domain::plan::format_instant;
 use crate::domain::policy::Native;
 use crate::http::tls::Certificates;
-use crate::ports::Clock;
+use crate::ports::{Clock, Subscriptions as _};
 
 pub(super) async fn run(
     file: &Path,
@@ -76,6 +76,22 @@ pub(super) async fn run(
             &format!("workspace {name}, Sentinel"),
             sentinel.check().await.map_err(|failure| failure.to_string()),
         );
+    }
+    if let Some(store) = &opened {
+        match sides.keyring.reload(&**store).await {
+            Ok(wrong) => wrong.into_iter().for_each(|why| line("certificate", Err(why))),
+            Err(error) => line("certificate", Err(error.to_string())),
+        }
+    }
+    for (name, subscriptions) in &sides.subscriptions {
+        let wished = config.tenant(name).is_some_and(|tenant| !tenant.subscriptions.is_empty());
+        if wished {
+            let listed = subscriptions.list().await.map_err(|failure| failure.to_string());
+            line(
+                &format!("tenant {name}, subscriptions"),
+                listed.map(|all| format!("{} in Graph, of this application", all.len())),
+            );
+        }
     }
     for route in sides.routes.all() {
         // What cannot be read is a FAIL above; then what the service has found out holds.

@@ -11,6 +11,7 @@ mod owners;
 mod plan;
 mod serve;
 mod service;
+mod subscriptions;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -83,6 +84,15 @@ enum Command {
     },
     /// Print the service's own contract: OpenAPI 3.1, as it is served at /openapi.json.
     Openapi,
+    /// List the subscriptions to Graph's change notifications that are kept, and how they are. Exit code 2 when one is
+    /// not alive.
+    Subscriptions {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Print what would be written for one incident, and why. Writes nothing.
     Plan {
         /// The route's name.
@@ -222,6 +232,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Backfill { route, what, file } => backfill::run(&file.load()?, &route, &what).await,
         Command::Hold { which, reason, file } => operate::hold(&file.load()?, &which, &reason).await,
         Command::Release { which, file } => operate::release(&file.load()?, &which).await,
+        Command::Subscriptions { json, file } => subscriptions::run(&file.load()?, json).await,
         Command::Owners { route, json, file } => owners::run(&file.load()?, route.as_deref(), json).await,
         Command::Parked { file } => operate::parked(&file.load()?).await,
         Command::Unpark { subject, file } => operate::unpark(&file.load()?, &subject).await,

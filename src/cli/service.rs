@@ -19,12 +19,15 @@ use crate::adapters::budget::{Limits, Quotas};
 use crate::adapters::call::Shared;
 use crate::adapters::clock::{FastrandDice, SystemClock};
 use crate::adapters::entra::{EntraSettings, TokenSource};
-use crate::adapters::graph::{GraphClient, GraphDirectory, GraphSettings};
+use crate::adapters::graph::{GraphClient, GraphDirectory, GraphSettings, GraphSubscriptions};
+use crate::adapters::keys::EntraKeys;
 use crate::adapters::sentinel::{DEFAULT_API_VERSION, SentinelClient, SentinelSettings};
 use crate::adapters::transport::{ClientOptions, Transport};
+use crate::adapters::vault::KeyVault;
 use crate::app::backfill::{self, BackfillOptions, Backfiller};
 use crate::app::health::{Health, WatchedRoute};
 use crate::app::intake::Inbox;
+use crate::app::keyring::{Keyring, Source};
 use crate::app::metrics::Metrics;
 use crate::app::native;
 use crate::app::poll::{PollOptions, Poller};
@@ -32,9 +35,12 @@ use crate::app::poll::{PollOptions, Poller};
 use crate::app::reconcile::Reconciler;
 use crate::app::reconcile::Watch;
 use crate::app::routes::{Directories, Route, Routes};
+use crate::app::subscriptions::{Board, Book, Manager, Wish};
 use crate::app::sweep::{SweepOptions, Sweeper};
+use crate::app::tokens::Tokens;
 use crate::app::worker::Worker;
-use crate::config::{Config, Tenant};
+use crate::config::{CertificateSource, Config, SubscriptionWish, Tenant};
+use crate::domain::token::Authority;
 use crate::http::{self, AppState, DoorMetrics, Doors, Phase};
 use crate::ports::{Clock, Directory, Store};
 use crate::telemetry;
@@ -52,6 +58,10 @@ pub(super) struct Sides {
     pub(super) sentinels: Vec<(String, Arc<SentinelClient>)>,
     /// The routes over them.
     pub(super) routes: Arc<Routes>,
+    /// By the tenant's name: the subscriptions of each tenant that may have some.
+    pub(super) subscriptions: Vec<(String, Arc<GraphSubscriptions>)>,
+    /// The certificates of the subscriptions.
+    pub(super) keyring: Keyring,
 }
 
 impl Sides {
@@ -93,7 +103,42 @@ impl Sides {
         let tenant = |name: &str| -> anyhow::Result<&Tenant> {
             config.tenant(name).with_context(|| format!("no tenant is called {name:?}"))
         };
-        let mut sides = Self { defenders: Vec::new(), sentinels: Vec::new(), routes: Arc::default() };
+        let mut sides = Self {
+            defenders: Vec::new(),
+            sentinels: Vec::new(),
+            routes: Arc::default(),
+            subscriptions: Vec::new(),
+            keyring: Keyring::default(),
+        };
+        let mut certificates: HashMap<String, Vec<Source>> = HashMap::new();
+        for of in &config.tenants {
+            let settings = GraphSettings {
+                graph_url: of.graph_url.clone(),
+                scope: of.cloud.graph_scope().to_owned(),
+                tenant_id: of.tenant_id.clone(),
+                alerts: false,
+            };
+            let client = GraphSubscriptions::new(settings, source(&of.name)?, shared.clone());
+            sides.subscriptions.push((of.name.clone(), Arc::new(client)));
+            for certificate in &of.certificates {
+                let from = match certificate {
+                    CertificateSource::Files(key) => Source::Here(key.clone()),
+                    CertificateSource::Vault { id, vault_url, secret } => Source::Vault {
+                        id: id.clone(),
+                        vault: Arc::new(KeyVault::new(
+                            vault_url.clone(),
+                            of.cloud.vault_scope().to_owned(),
+                            source(&of.name)?,
+                            transport.clone(),
+                            clock.clone(),
+                        )),
+                        secret: secret.clone(),
+                    },
+                };
+                certificates.entry(of.tenant_id.clone()).or_default().push(from);
+            }
+        }
+        sides.keyring = Keyring::new(certificates);
         let mut routes = Vec::new();
         let mut people: HashMap<String, Arc<dyn Directory>> = HashMap::new();
         for route in &config.routes {
@@ -185,6 +230,24 @@ pub(super) fn watched(config: &Config) -> Arc<Health> {
     Arc::new(Health::new(routes.collect()))
 }
 
+/// Where Graph finds a door. Nowhere without a public address.
+fn door_url(config: &Config, path: &str) -> String {
+    let base = config.server.public_url.as_ref();
+    base.map(|base| format!("{}/{path}", base.as_str().trim_end_matches('/'))).unwrap_or_default()
+}
+
+/// What the configuration asks for, in the manager's words.
+pub(super) fn wishes(tenant: &Tenant) -> Vec<Wish> {
+    let wish = |wish: &SubscriptionWish| Wish {
+        resource: wish.resource.clone(),
+        change_types: wish.change_types.join(","),
+        // At most thirty days, as the configuration has checked.
+        lifetime: time::Duration::try_from(wish.lifetime).unwrap_or(time::Duration::DAY),
+        rich: wish.rich,
+    };
+    tenant.subscriptions.iter().map(wish).collect()
+}
+
 /// A running service.
 pub(super) struct Service {
     /// Where its doors are.
@@ -208,13 +271,25 @@ impl Service {
         let address = listener.local_addr()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let health = watched(config);
-        let routes = Sides::new(config, &health)?.routes;
+        let Sides { routes, subscriptions, keyring, .. } = Sides::new(config, &health)?;
         native::report(&*store, &routes, clock.now()).await?;
         let (metrics, door_metrics) = (Metrics::default(), DoorMetrics::default());
         let mut registry: Registry = telemetry::registry();
         health.register(&mut registry);
         metrics.register(&mut registry);
         door_metrics.register(&mut registry);
+        let board = Board::default();
+        board.register(&mut registry);
+        let extra_ca = config.ca_pem.clone().map(String::into_bytes);
+        let tokens = Tokens::new(
+            config
+                .tenants
+                .iter()
+                .map(|tenant| Authority::new(tenant.cloud, tenant.login_url.as_str(), &tenant.tenant_id)),
+            Arc::new(EntraKeys::new(&ClientOptions { extra_ca, ..ClientOptions::default() })?),
+            clock.clone(),
+            Arc::new(FastrandDice),
+        );
         let wake = Arc::new(Notify::new());
         let phase = Phase::default();
         let stop = CancellationToken::new();
@@ -233,6 +308,10 @@ impl Service {
             doors: Arc::new(Doors::new(config)?),
             inbox: Inbox::new(store.clone(), clock.clone(), wake.clone()),
             store: store.clone(),
+            tokens: tokens.clone(),
+            book: Book::new(store.clone()),
+            board: board.clone(),
+            keyring: keyring.clone(),
             health: health.clone(),
             routes: routes.clone(),
             lately: worker.lately(),
@@ -259,6 +338,34 @@ impl Service {
             for poller in Poller::of_alerts(&store, &routes, &clock, &metrics, &health, options) {
                 tasks.spawn(poller.run(wake.clone(), stop.clone()));
             }
+        }
+        tasks.spawn(tokens.run(stop.clone()));
+        tasks.spawn(keyring.clone().run(store.clone(), stop.clone()));
+        for (name, side) in subscriptions {
+            let Some(tenant) = config.tenant(&name) else { continue };
+            let stored = crate::app::subscriptions::records(&*store, &tenant.tenant_id).await?;
+            let wanted = !tenant.subscriptions.is_empty() || !tenant.graph_client_states.is_empty();
+            // What was wished once, and is not any more, is still to be ended, by whoever made it.
+            let elsewhere = config
+                .tenants
+                .iter()
+                .any(|other| other.tenant_id == tenant.tenant_id && !other.subscriptions.is_empty());
+            if !wanted && (stored.is_empty() || elsewhere) || (tenant.subscriptions.is_empty() && elsewhere) {
+                continue;
+            }
+            let manager = Manager {
+                store: store.clone(),
+                clock: clock.clone(),
+                dice: Arc::new(FastrandDice),
+                side,
+                tenant_id: tenant.tenant_id.clone(),
+                notification_url: door_url(config, "notify/graph"),
+                lifecycle_url: door_url(config, "notify/graph/lifecycle"),
+                wishes: wishes(tenant),
+                keyring: keyring.clone(),
+                board: board.clone(),
+            };
+            tasks.spawn(manager.run(stop.clone()));
         }
         let sweeper = Sweeper {
             store: store.clone(),

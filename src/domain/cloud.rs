@@ -89,6 +89,15 @@ impl Cloud {
         }
     }
 
+    /// The token scope for Azure Key Vault.
+    pub const fn vault_scope(self) -> &'static str {
+        match self {
+            Cloud::Global => "https://vault.azure.net/.default",
+            Cloud::UsGovHigh | Cloud::UsDod => "https://vault.usgovcloudapi.net/.default",
+            Cloud::China => "https://vault.azure.cn/.default",
+        }
+    }
+
     /// Whether Graph serves Defender incidents there.
     pub const fn has_incidents(self) -> bool {
         !matches!(self, Cloud::China)

@@ -16,6 +16,7 @@ pub mod owners;
 pub mod plan;
 pub mod policy;
 pub mod retry;
+pub mod rich;
 pub mod signature;
 pub mod text;
 pub mod token;

@@ -6,8 +6,12 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::domain::rich::Sealed;
+
 /// An id longer than this is none of either service's.
 const LONGEST_ID: usize = 512;
+/// More validation tokens than this are looked at for no one: Graph sends one for each application and tenant.
+const MOST_TOKENS: usize = 256;
 /// Deeper nesting than this is nobody's notification.
 const DEEPEST: usize = 128;
 
@@ -41,6 +45,8 @@ fn text<'s>(maybe: &'s Maybe<'_>) -> Option<&'s str> {
 pub enum About {
     /// An incident, by Graph's id.
     Incident(String),
+    /// An alert, whose incident has to be asked for.
+    Alert(String),
     /// The subscription itself: `reauthorizationRequired`, `subscriptionRemoved`, `missed` or a newer word.
     Lifecycle(String),
     /// Something that we do not follow.
@@ -60,18 +66,35 @@ pub struct GraphItem {
     pub client_state: Option<String>,
     /// What it is about.
     pub about: About,
+    /// The encrypted resource, where the item brings one. Then its word counts, once it is opened.
+    pub sealed: Option<Box<Sealed>>,
+}
+
+/// A whole POST of Graph's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GraphNotice {
+    /// The items, in the order of the body.
+    pub items: Vec<GraphItem>,
+    /// What proves who sent the encrypted ones.
+    pub validation_tokens: Vec<String>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Collection<'a> {
     #[serde(borrow)]
     value: Vec<Item<'a>>,
+    #[serde(borrow)]
+    validation_tokens: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct LooseCollection<'a> {
     #[serde(borrow)]
     value: Vec<&'a RawValue>,
+    #[serde(borrow)]
+    validation_tokens: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +112,21 @@ struct Item<'a> {
     lifecycle_event: Maybe<'a>,
     #[serde(borrow)]
     resource_data: Option<ResourceData<'a>>,
+    #[serde(borrow)]
+    encrypted_content: Option<EncryptedContent<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct EncryptedContent<'a> {
+    #[serde(borrow)]
+    data: Maybe<'a>,
+    #[serde(borrow)]
+    data_signature: Maybe<'a>,
+    #[serde(borrow)]
+    data_key: Maybe<'a>,
+    #[serde(borrow)]
+    encryption_certificate_id: Maybe<'a>,
 }
 
 #[derive(Deserialize)]
@@ -103,14 +141,17 @@ struct ResourceData<'a> {
 
 /// Reads a Graph change notification collection. A bad item is an item about [`About::Nothing`]; only a body that is no
 /// collection at all is refused.
-pub fn graph(body: &[u8]) -> Result<Vec<GraphItem>, Unreadable> {
+pub fn graph(body: &[u8]) -> Result<GraphNotice, Unreadable> {
     check_depth(body)?;
     if !begins_an_object(body) {
         serde_json::from_slice::<&RawValue>(body).map_err(|_| Unreadable::NotJson)?;
         return Err(Unreadable::NotA("a collection of notifications: an object with a list named `value`"));
     }
     match serde_json::from_slice::<Collection<'_>>(body) {
-        Ok(collection) => Ok(collection.value.into_iter().map(graph_item).collect()),
+        Ok(Collection { value, validation_tokens }) => Ok(GraphNotice {
+            items: value.into_iter().map(graph_item).collect(),
+            validation_tokens: tokens(validation_tokens),
+        }),
         // One odd item (a number for an id, half a surrogate pair) must not take the others with it: look at each alone.
         Err(_) => {
             let loose: LooseCollection<'_> = serde_json::from_slice(body).map_err(|error| {
@@ -125,12 +166,22 @@ pub fn graph(body: &[u8]) -> Result<Vec<GraphItem>, Unreadable> {
                 subscription_id: String::new(),
                 client_state: None,
                 about: About::Nothing,
+                sealed: None,
             };
             let read =
                 |raw: &RawValue| serde_json::from_str(raw.get()).map_or_else(|_| nothing(), graph_item);
-            Ok(loose.value.into_iter().map(read).collect())
+            Ok(GraphNotice {
+                items: loose.value.into_iter().map(read).collect(),
+                validation_tokens: tokens(loose.validation_tokens),
+            })
         }
     }
+}
+
+/// The tokens that are text. What is not proves nothing.
+fn tokens(raw: Option<&RawValue>) -> Vec<String> {
+    let list = raw.and_then(|raw| serde_json::from_str::<Vec<&RawValue>>(raw.get()).ok()).unwrap_or_default();
+    list.into_iter().take(MOST_TOKENS).filter_map(|token| serde_json::from_str(token.get()).ok()).collect()
 }
 
 fn graph_item(item: Item<'_>) -> GraphItem {
@@ -144,39 +195,123 @@ fn graph_item(item: Item<'_>) -> GraphItem {
         subscription_id: text(&item.subscription_id).unwrap_or_default().to_owned(),
         client_state: item.client_state.map(|state| state.0.into_owned()),
         about,
+        // With a member missing it is sealed all the same: it must prove itself, and cannot.
+        sealed: item.encrypted_content.map(|content| {
+            let owned = |maybe: Maybe<'_>| maybe.map(|text| text.0.into_owned()).unwrap_or_default();
+            Box::new(Sealed {
+                data: owned(content.data),
+                data_signature: owned(content.data_signature),
+                data_key: owned(content.data_key),
+                certificate_id: owned(content.encryption_certificate_id),
+            })
+        }),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Opened<'a> {
+    #[serde(borrow)]
+    id: Maybe<'a>,
+    #[serde(rename = "@odata.type", borrow)]
+    kind: Maybe<'a>,
+    #[serde(borrow)]
+    incident_id: Maybe<'a>,
+    #[serde(default, borrow)]
+    incident_ids: Option<Vec<Text<'a>>>,
+}
+
+/// What a resource is about that came along with an item and was opened. The item's own word stands in for what the
+/// resource does not say.
+pub fn opened(item: &About, resource: &[u8]) -> Vec<About> {
+    if check_depth(resource).is_err() {
+        return vec![About::Nothing];
+    }
+    let Ok(read) = serde_json::from_slice::<Opened<'_>>(resource) else { return vec![About::Nothing] };
+    let kind = text(&read.kind).and_then(kind);
+    let id = text(&read.id).filter(|id| is_id(id));
+    match (kind, item) {
+        (Some(Kind::Incident), About::Incident(own)) | (None, About::Incident(own)) => {
+            vec![About::Incident(id.unwrap_or(own).to_owned())]
+        }
+        (Some(Kind::Incident), _) => vec![id.map_or(About::Nothing, |id| About::Incident(id.to_owned()))],
+        (Some(Kind::Alert), _) | (None, About::Alert(_)) => {
+            // An alert of either kind names its incident, or its incidents.
+            let several = read.incident_ids.unwrap_or_default();
+            let named = text(&read.incident_id).into_iter().chain(several.iter().map(|id| &*id.0));
+            let incidents: Vec<About> =
+                named.filter(|id| is_id(id)).take(16).map(|id| About::Incident(id.to_owned())).collect();
+            let own = if let About::Alert(own) = item { Some(own.as_str()) } else { None };
+            match id.or(own) {
+                _ if !incidents.is_empty() => incidents,
+                Some(id) => vec![About::Alert(id.to_owned())],
+                None => vec![About::Nothing],
+            }
+        }
+        (None, other) => vec![other.clone()],
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Incident,
+    Alert,
+}
+
+/// The kinds that we follow, by `@odata.type`: incidents, alerts, and the legacy alert.
+fn kind(name: &str) -> Option<Kind> {
+    let name = name.to_ascii_lowercase();
+    let ends = |ending| name.ends_with(ending);
+    match () {
+        () if ends("security.incident") => Some(Kind::Incident),
+        () if ends("security.alert") || ends("graph.alert") => Some(Kind::Alert),
+        () => None,
     }
 }
 
 fn about_resource(resource: Option<&str>, data: Option<&ResourceData<'_>>) -> About {
     let path = resource.or_else(|| data.and_then(|data| text(&data.path)));
-    let kind = data.and_then(|data| text(&data.kind));
-    let from_path = match path.map(incident_in_path) {
-        Some(Some(id)) => id,
+    let named = data.and_then(|data| text(&data.kind));
+    let (kind, from_path) = match path.map(in_path) {
+        Some(Some(found)) => found,
         Some(None) => return About::Other,
-        None if kind.is_some_and(|kind| kind.to_ascii_lowercase().ends_with("security.incident")) => None,
-        None if kind.is_some() => return About::Other,
-        None => return About::Nothing,
+        None => match named.map(kind) {
+            Some(Some(kind)) => (kind, None),
+            Some(None) => return About::Other,
+            None => return About::Nothing,
+        },
     };
     match data.and_then(|data| text(&data.id)).map(Cow::Borrowed).or(from_path) {
-        Some(id) if is_id(&id) => About::Incident(id.into_owned()),
+        Some(id) if is_id(&id) => match kind {
+            Kind::Incident => About::Incident(id.into_owned()),
+            Kind::Alert => About::Alert(id.into_owned()),
+        },
         _ => About::Nothing,
     }
 }
 
-/// The id in `security/incidents/29` or `/security/incidents('29')`, with or without a host and version before it.
-/// The outer `None`: not about incidents. The inner one: about incidents, without an id.
-fn incident_in_path(path: &str) -> Option<Option<Cow<'_, str>>> {
-    const COLLECTION: &[u8] = b"security/incidents";
+/// The id in `security/incidents/29` or `/security/alerts_v2('29')`, with or without a host and version before it.
+/// The outer `None`: about nothing that we follow. The inner one: about such a thing, without an id.
+fn in_path(path: &str) -> Option<(Kind, Option<Cow<'_, str>>)> {
+    const COLLECTIONS: [(&[u8], Kind); 3] = [
+        (b"security/incidents", Kind::Incident),
+        (b"security/alerts_v2", Kind::Alert),
+        (b"security/alerts", Kind::Alert),
+    ];
     let path = path.split('?').next().unwrap_or(path);
+    COLLECTIONS.into_iter().find_map(|(collection, kind)| Some((kind, id_in_path(path, collection)?)))
+}
+
+fn id_in_path<'p>(path: &'p str, collection: &[u8]) -> Option<Option<Cow<'p, str>>> {
     let start = path
         .as_bytes()
-        .windows(COLLECTION.len())
-        .position(|window| window.eq_ignore_ascii_case(COLLECTION))?;
+        .windows(collection.len())
+        .position(|window| window.eq_ignore_ascii_case(collection))?;
     if start > 0 && path.as_bytes()[start - 1] != b'/' {
         return None;
     }
     // The window is ASCII, so its end is the beginning of a character.
-    let rest = &path[start + COLLECTION.len()..];
+    let rest = &path[start + collection.len()..];
     if rest.is_empty() || rest == "/" {
         return Some(None);
     }
@@ -325,7 +460,7 @@ mod tests {
     use super::*;
 
     fn abouts(body: &str) -> Vec<About> {
-        graph(body.as_bytes()).unwrap().into_iter().map(|item| item.about).collect()
+        graph(body.as_bytes()).unwrap().items.into_iter().map(|item| item.about).collect()
     }
 
     fn incident(id: &str) -> About {
@@ -345,6 +480,13 @@ mod tests {
                 incident("7"),
             ),
             (r#"{"resourceData":{"@odata.id":"security/incidents/8"}}"#, incident("8")),
+            (r#"{"resource":"security/alerts/a1"}"#, About::Alert("a1".into())),
+            (r#"{"resource":"/Security/Alerts_V2('a1')"}"#, About::Alert("a1".into())),
+            (
+                r##"{"resourceData":{"@odata.type":"#Microsoft.Graph.alert","id":"a1"}}"##,
+                About::Alert("a1".into()),
+            ),
+            (r#"{"resource":"security/alerts_v3/a1"}"#, About::Other),
             (r#"{"lifecycleEvent":"missed"}"#, About::Lifecycle("missed".into())),
             (r#"{"resource":"users/1/messages/2","resourceData":{"id":"2"}}"#, About::Other),
             (r#"{"resource":"insecurity/incidents/1"}"#, About::Other),
@@ -373,6 +515,49 @@ mod tests {
         ] {
             let read = abouts(&format!(r#"{{"value":[{good},{bad},{good}],"validationTokens":[]}}"#));
             assert_eq!(read, [incident("1"), About::Nothing, incident("1")], "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_encrypted_stays_so_whatever_it_lacks() {
+        let body = r#"{"value":[{"encryptedContent":{}},{"encryptedContent":null},{"resource":7,
+            "encryptedContent":{"data":"d"}},{}],"validationTokens":["a",7,null,"b"]}"#;
+        let read = graph(body.as_bytes()).unwrap();
+        let sealed: Vec<bool> = read.items.iter().map(|item| item.sealed.is_some()).collect();
+        assert_eq!(sealed, [true, false, false, false]);
+        assert_eq!(read.validation_tokens, ["a", "b"]);
+        for odd in ["7", "null", "{}", r#""a""#] {
+            let body = format!(r#"{{"value":[],"validationTokens":{odd}}}"#);
+            assert_eq!(graph(body.as_bytes()), Ok(GraphNotice::default()), "{odd}");
+        }
+    }
+
+    #[test]
+    fn an_opened_resource_says_more_than_its_item() {
+        let alert = || About::Alert("a".into());
+        for (item, resource, abouts) in [
+            (incident("1"), r#"{"id":"2"}"#, vec![incident("2")]),
+            (incident("1"), "{}", vec![incident("1")]),
+            (
+                About::Nothing,
+                r##"{"@odata.type":"#microsoft.graph.security.incident","id":"3"}"##,
+                vec![incident("3")],
+            ),
+            (alert(), r#"{"id":"b","incidentId":"4"}"#, vec![incident("4")]),
+            (alert(), r#"{"id":"b","incidentIds":["4","5"]}"#, vec![incident("4"), incident("5")]),
+            (alert(), r#"{"id":"b","incidentId":null}"#, vec![About::Alert("b".into())]),
+            (alert(), r#"{}"#, vec![alert()]),
+            (
+                incident("1"),
+                r##"{"@odata.type":"#microsoft.graph.security.alert","id":"b"}"##,
+                vec![About::Alert("b".into())],
+            ),
+            (About::Other, r#"{"id":"b"}"#, vec![About::Other]),
+            (alert(), "[]", vec![About::Nothing]),
+            (alert(), "not JSON", vec![About::Nothing]),
+            (alert(), r#"{"incidentId":7}"#, vec![About::Nothing]),
+        ] {
+            assert_eq!(opened(&item, resource.as_bytes()), abouts, "{item:?} {resource}");
         }
     }
 

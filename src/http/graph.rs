@@ -1,9 +1,11 @@
 //! Graph's door: the handshake, change notifications, and the lifecycle of subscriptions. Items are judged one by one
 //! against the `clientState` that the tenant's subscriptions were given; a POST with wrong items is answered like any
-//! other (`graph.md` §13.4), because an error would make Graph repeat it and tell a stranger what he guessed.
+//! other (`graph.md` §13.4), because an error would make Graph repeat it and tell a stranger what he guessed. Items that
+//! bring their resource along, encrypted, need a token of Graph's for their tenant besides (§13.7), and must open.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::body::Body;
@@ -14,21 +16,27 @@ use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret;
 use serde_json::json;
 use time::format_description::well_known::Rfc3339;
+use tokio::time::timeout;
 use url::form_urlencoded;
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{AnyOf, Array, Object, SchemaType};
 use utoipa::openapi::{Ref, Schema};
 
+use super::AppState;
 use super::error::Refused;
 use super::router::{Served, at_door};
 use super::sentinel::{body_within_limit, refused_body, unavailable};
-use super::{AppState, Doors};
+use crate::app::tokens::TokenRefusal;
 use crate::domain::model::Side;
-use crate::domain::notice::{self, About, GraphItem};
-use crate::ports::{Hint, Subject};
+use crate::domain::notice::{self, About, GraphItem, GraphNotice};
+use crate::domain::rich::{Sealed, Unopened};
+use crate::domain::token;
+use crate::ports::{Hint, StoreError, Subject};
 
 /// Longer validation tokens than this are nobody's.
 const LONGEST_TOKEN: usize = 4096;
+/// How long the tokens of a POST may take, the fetch of a key included.
+const TOKEN_PATIENCE: Duration = Duration::from_millis(2_200);
 /// Subscription ids are GUIDs; a little more does no harm.
 const LONGEST_SUBSCRIPTION: usize = 128;
 
@@ -154,38 +162,43 @@ fn handshake(query: &str) -> Option<Result<String, Refused>> {
 
 async fn take_in(door: &'static str, state: &AppState, body: Body) -> Result<(), Refused> {
     let body = body_within_limit(body).await.map_err(|refused| refused_body(door, state, refused))?;
-    let items = notice::graph(&body).map_err(|unreadable| {
+    let notice = notice::graph(&body).map_err(|unreadable| {
         state.metrics.count(door, "unreadable");
         tracing::debug!(door, "notification refused: {unreadable}");
         Refused::bad("the body is not a collection of notifications")
     })?;
+    let GraphNotice { items, validation_tokens } = notice;
+    let mut known = Vec::with_capacity(items.len());
+    for item in items {
+        match believed(state, &item).await.map_err(|error| unavailable(door, state, &error))? {
+            Ok(()) => known.push(item),
+            Err(reason) => state.metrics.count(door, reason),
+        }
+    }
     let mut touched = BTreeSet::new();
     let mut events = BTreeMap::new();
-    let mut accepted = 0;
-    for item in items {
-        if let Err(reason) = believed(&state.doors, &item) {
-            state.metrics.count(door, reason);
-            continue;
-        }
-        let GraphItem { tenant_id, subscription_id, client_state: _, about } = item;
-        match about {
-            About::Incident(native_id) => {
-                touched.insert(Subject { side: Side::Defender, scope: tenant_id, native_id });
-            }
-            About::Lifecycle(event) if is_plain(&subscription_id) && is_plain(&event) => {
-                let name = format!("lifecycle:{tenant_id}:{subscription_id}:{event}");
-                events.insert(name, event);
-            }
-            About::Other => {
-                state.metrics.count(door, "other-resource");
-                continue;
-            }
-            About::Lifecycle(_) | About::Nothing => {
-                state.metrics.count(door, "unreadable");
-                continue;
+    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for item in proved(door, state, known, &validation_tokens).await? {
+        let GraphItem { tenant_id, subscription_id, .. } = item.item;
+        let mut outcome = "accepted";
+        for about in item.abouts {
+            match about {
+                About::Incident(native_id) => {
+                    let scope = tenant_id.clone();
+                    touched.insert(Subject { side: Side::Defender, scope, native_id });
+                }
+                About::Alert(alert) => {
+                    touched.insert(Subject::of_alert(&tenant_id, &alert));
+                }
+                About::Lifecycle(event) if is_plain(&subscription_id) && is_plain(&event) => {
+                    let name = format!("lifecycle:{tenant_id}:{subscription_id}:{event}");
+                    events.insert(name, event);
+                }
+                About::Other => outcome = "other-resource",
+                About::Lifecycle(_) | About::Nothing => outcome = "unreadable",
             }
         }
-        accepted += 1;
+        *counts.entry(outcome).or_default() += 1;
     }
     let hint = |subject| Hint { subject, version: None, source: "graph-notification".to_owned() };
     let hints: Vec<_> = touched.into_iter().map(hint).collect();
@@ -195,21 +208,115 @@ async fn take_in(door: &'static str, state: &AppState, body: Body) -> Result<(),
         let value = json!({ "event": event, "at": at }).to_string();
         state.inbox.note(&name, &value).await.map_err(|error| unavailable(door, state, &error))?;
     }
-    for _ in 0..accepted {
-        state.metrics.count(door, "accepted");
+    for (outcome, count) in counts {
+        (0..count).for_each(|_| state.metrics.count(door, outcome));
     }
     Ok(())
 }
 
-/// Every configured state is compared, in a time that does not tell how much of it was right.
-fn believed(doors: &Doors, item: &GraphItem) -> Result<(), &'static str> {
-    let states = doors.client_states.get(&item.tenant_id).ok_or("unknown-tenant")?;
-    let given = item.client_state.as_deref().unwrap_or_default().as_bytes();
+/// Whether the item repeats what its subscription was given: one of the tenant's configured states, or the state of the
+/// very subscription, if it is kept by us. Every state is compared, in a time that does not tell how much was right.
+async fn believed(state: &AppState, item: &GraphItem) -> Result<Result<(), &'static str>, StoreError> {
+    let Some(states) = state.doors.client_states.get(&item.tenant_id) else {
+        return Ok(Err("unknown-tenant"));
+    };
+    let given = item.client_state.as_deref().unwrap_or_default();
     let mut right = false;
-    for state in states {
-        right |= verify_slices_are_equal(state.expose_secret().as_bytes(), given).is_ok();
+    for known in states {
+        right |= verify_slices_are_equal(known.expose_secret().as_bytes(), given.as_bytes()).is_ok();
     }
-    if right { Ok(()) } else { Err("client-state") }
+    if !right && state.doors.subscribed.contains(&item.tenant_id) {
+        right = state.book.knows(&item.tenant_id, &item.subscription_id, given).await?;
+    }
+    Ok(if right { Ok(()) } else { Err("client-state") })
+}
+
+/// An item that may be acted on, and what it is about.
+struct Proved {
+    item: GraphItem,
+    abouts: Vec<About>,
+}
+
+/// Lets through what is not encrypted, and what is if a token covers its tenant and it opens. The rest is counted; the
+/// answer does not tell of it. Only when nobody can say whether a token is good, Graph is to keep the whole POST.
+async fn proved(
+    door: &'static str,
+    state: &AppState,
+    items: Vec<GraphItem>,
+    tokens: &[String],
+) -> Result<Vec<Proved>, Refused> {
+    let mut covered: BTreeMap<String, Result<(), &'static str>> = BTreeMap::new();
+    for item in items.iter().filter(|item| item.sealed.is_some()) {
+        if covered.contains_key(&item.tenant_id) {
+            continue;
+        }
+        let cover = timeout(TOKEN_PATIENCE, cover(state, &item.tenant_id, tokens)).await;
+        let cover = cover.unwrap_or(Err(TokenRefusal::KeysUnavailable.label()));
+        if cover == Err(TokenRefusal::KeysUnavailable.label()) {
+            state.metrics.count(door, TokenRefusal::KeysUnavailable.label());
+            tracing::warn!(
+                door,
+                "a notification was left with its sender: the keys that prove it cannot be had"
+            );
+            return Err(Refused::UNAVAILABLE);
+        }
+        covered.insert(item.tenant_id.clone(), cover);
+    }
+    let mut let_in = Vec::with_capacity(items.len());
+    let mut sealed = Vec::new();
+    for mut item in items {
+        match item.sealed.take() {
+            None => let_in.push(Proved { abouts: vec![item.about.clone()], item }),
+            Some(content) => match covered.get(&item.tenant_id) {
+                Some(Ok(())) => sealed.push((item, content)),
+                Some(Err(reason)) => state.metrics.count(door, reason),
+                None => state.metrics.count(door, "no-token"),
+            },
+        }
+    }
+    if sealed.is_empty() {
+        return Ok(let_in);
+    }
+    // A private key's work takes a millisecond for each: too long for the thread that serves everybody.
+    let keyring = state.keyring.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let open = |(item, content): (GraphItem, Box<Sealed>)| {
+            let keys = keyring.of(&item.tenant_id);
+            match keys.open(&content) {
+                Ok(resource) => Ok(Proved { abouts: notice::opened(&item.about, &resource), item }),
+                Err(Unopened) if keys.get(&content.certificate_id).is_none() => Err("unknown-certificate"),
+                Err(Unopened) => Err("unopened"),
+            }
+        };
+        sealed.into_iter().map(open).collect::<Vec<_>>()
+    });
+    for one in opened.await.map_err(|_| Refused::INTERNAL)? {
+        match one {
+            Ok(one) => let_in.push(one),
+            Err(reason) => {
+                state.metrics.count(door, reason);
+                tracing::debug!(door, reason, "an encrypted notification was dropped");
+            }
+        }
+    }
+    Ok(let_in)
+}
+
+/// Whether one of the tokens is Graph's for this tenant and us. The error is the reason to count.
+async fn cover(state: &AppState, tenant_id: &str, tokens: &[String]) -> Result<(), &'static str> {
+    let Some(rules) = state.doors.validation.get(tenant_id) else { return Err("no-token") };
+    let mut refused = Err("no-token");
+    for token in tokens {
+        match state.tokens.verify(token, rules).await {
+            Ok(_) => return Ok(()),
+            Err(TokenRefusal::KeysUnavailable) => refused = Err(TokenRefusal::KeysUnavailable.label()),
+            // For another of our tenants: nothing is wrong with it.
+            Err(TokenRefusal::Refused(token::Refused::Tenant)) => {}
+            Err(other) if refused == Err("no-token") => refused = Err(other.label()),
+            Err(_) => {}
+        }
+    }
+    refused
 }
 
 fn is_plain(text: &str) -> bool {

@@ -60,6 +60,7 @@ pub(super) async fn ready(State(served): State<Arc<Served>>) -> Response {
         "store": store,
         "version": VERSION,
         "routes": report.routes,
+        "subscriptions": state.board.report(),
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(body)).into_response()

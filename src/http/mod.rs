@@ -14,7 +14,7 @@ mod sentinel;
 pub mod tls;
 mod turn;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -31,11 +31,15 @@ pub use router::router;
 
 use crate::app::health::Health;
 use crate::app::intake::Inbox;
+use crate::app::keyring::Keyring;
 use crate::app::lately::Lately;
 use crate::app::routes::Routes;
+use crate::app::subscriptions::{Board, Book};
+use crate::app::tokens::Tokens;
 use crate::config::Config;
 use crate::domain::policy::Policy;
 use crate::domain::signature::{Secret, SecretError};
+use crate::domain::token::TokenRules;
 use crate::ports::Store;
 
 /// The largest body that a notification may have.
@@ -90,6 +94,10 @@ pub struct Doors {
     pub workspaces: HashMap<String, WorkspaceDoor>,
     /// The client states of Graph subscriptions, by tenant id in lower case.
     pub client_states: HashMap<String, Vec<SecretString>>,
+    /// The tenants, in lower case, whose subscriptions are kept by us: their states are in the store.
+    pub subscribed: HashSet<String>,
+    /// What the tokens of encrypted notifications have to be, by tenant id in lower case.
+    pub validation: HashMap<String, TokenRules>,
     /// What opens the API; none keeps it shut.
     pub api_tokens: Vec<SecretString>,
     /// Tenant, workspace and rules of each route, by its name.
@@ -130,6 +138,16 @@ impl Doors {
         for tenant in &config.tenants {
             let states = doors.client_states.entry(tenant.tenant_id.clone()).or_default();
             states.extend(tenant.graph_client_states.iter().cloned());
+            if !tenant.subscriptions.is_empty() {
+                doors.subscribed.insert(tenant.tenant_id.clone());
+            }
+            let id = &tenant.tenant_id;
+            let rules = doors.validation.entry(id.clone()).or_insert_with(|| {
+                let audiences: [&str; 0] = [];
+                TokenRules { app_ids: BTreeSet::new(), ..TokenRules::graph([id], audiences) }
+            });
+            rules.audiences.insert(tenant.client_id.clone());
+            rules.app_ids.insert(tenant.graph_publisher_id.clone());
         }
         Ok(doors)
     }
@@ -175,6 +193,14 @@ pub struct AppState {
     pub inbox: Inbox,
     /// For readiness and the state of the queue.
     pub store: Arc<dyn Store>,
+    /// Who proves the senders' tokens.
+    pub tokens: Tokens,
+    /// The states of the subscriptions that are kept by us.
+    pub book: Book,
+    /// How these subscriptions are.
+    pub board: Board,
+    /// What encrypted notifications are opened with.
+    pub keyring: Keyring,
     /// What is known of the sides.
     pub health: Arc<Health>,
     /// For the budgets of the sides.

@@ -70,6 +70,7 @@ const LAYERS: &[Layer] = &[
             "uuid",
             "thiserror",
             "async_trait",
+            "secrecy",
         ]),
         never: &["std::env", "std::fs", "std::net", "SystemTime", "Instant", "now_v7", "new_v4"],
     },

@@ -583,7 +583,7 @@ impl Plant {
                 }
                 for (_, body) in tenant.notifications(&touched, now) {
                     let items = notice::graph(body.to_string().as_bytes()).expect("a notification reads");
-                    for item in items {
+                    for item in items.items {
                         let notice::About::Incident(native_id) = item.about else { continue };
                         let subject = Subject { side: Side::Defender, scope: scope.clone(), native_id };
                         self.hints.push(Hint { subject, version: None, source: "graph-notification".into() });

@@ -235,6 +235,18 @@ impl Defender for GraphClient {
         wire::alerts_page(&answer.body).map_err(|why| self.alerts.unreadable(false, &why))
     }
 
+    async fn incident_of_alert(&self, id: &str) -> Result<Option<String>, Failure> {
+        let Some(segment) = lenient::segment(id) else { return Ok(None) };
+        let url = self.url(&format!("{}/{segment}", self.alerts_url()))?;
+        let answer = self.alerts.send(Call::read("alert-get", url)).await?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        let alert = lenient::object(&lenient::text_of(&answer.body))
+            .map_err(|why| self.alerts.unreadable(false, &lenient::Unreadable::Garbled(why)))?;
+        Ok(lenient::text(&alert, "incidentId"))
+    }
+
     async fn update_alert(&self, id: &str, patch: &AlertPatch) -> Result<(), Failure> {
         let segment = lenient::segment(id).ok_or_else(|| {
             self.caller.never("odd-id", format!("no alert can be called {:?}", lenient::sentence(id, 80)))

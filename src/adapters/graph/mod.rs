@@ -7,7 +7,9 @@ pub mod codec;
 mod directory;
 #[cfg(test)]
 mod directory_tests;
+mod subscriptions;
 mod wire;
 
 pub use client::{GraphClient, GraphSettings};
 pub use directory::GraphDirectory;
+pub use subscriptions::GraphSubscriptions;
