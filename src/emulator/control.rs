@@ -10,7 +10,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -49,6 +49,9 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/keys", get(key_service).put(order_key_service))
         .route("/keys/rollover", post(rollover))
         .route("/playbooks", post(playbooks))
+        .route("/subscriptions/{id}/lifecycle", post(lifecycle))
+        .route("/notifications", get(notification_variants).post(notification))
+        .route("/vault/{name}", put(vault))
         .route("/faults", post(order_fault).delete(heal))
         .route("/switches", get(switches).put(switch))
         .route("/calls", get(calls).delete(forget_calls))
@@ -578,6 +581,51 @@ async fn playbooks(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         let world = shared.world();
         let registered = shared.playbooks.register(&order, &world).map_err(wrong)?;
         Ok((StatusCode::CREATED, registered))
+    })())
+}
+
+/// Lets something happen to a subscription itself: `{"event"}`.
+async fn lifecycle(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body: Bytes) -> Response {
+    let now = shared.now();
+    let outcome = (|| {
+        let order = read(&body)?;
+        let event = text(&order, "event")?;
+        let mut world = shared.world();
+        let tenant = world.tenants.values_mut().find(|tenant| tenant.subscription(&id).is_some());
+        let tenant = tenant.ok_or_else(|| unknown("subscription", &id))?;
+        let news = tenant.lifecycle(&id, event, now).map_err(wrong)?;
+        Ok((tenant.id.clone(), news))
+    })();
+    told(outcome.map(|(tenant_id, news)| {
+        let told = news.is_some();
+        if let Some(news) = news {
+            super::notify::send_news(&shared, &tenant_id, news);
+        }
+        (StatusCode::OK, json!({"id": id, "told": told}))
+    }))
+}
+
+/// One notification to a subscription's address, genuine or forged; the answer has the receiver's status.
+async fn notification(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let order = match read(&body) {
+        Ok(order) => order,
+        Err(refusal) => return told(Err(refusal)),
+    };
+    told(super::notify::forged(&shared, &order).await.map(|sent| (StatusCode::OK, sent)).map_err(wrong))
+}
+
+/// What `POST /notifications` can send, besides `token:` with a variant of the token.
+async fn notification_variants() -> Response {
+    let named = |(name, meaning): &(&str, &str)| ((*name).to_owned(), Value::from(*meaning));
+    told(Ok((StatusCode::OK, Value::Object(super::notify::FORGERIES.iter().map(named).collect()))))
+}
+
+/// A new version of a vault's secret: `{"value"}`.
+async fn vault(State(shared): State<Arc<Shared>>, Path(name): Path<String>, body: Bytes) -> Response {
+    told((|| {
+        let order = read(&body)?;
+        let version = shared.world().vault.put(&name, text(&order, "value")?);
+        Ok((StatusCode::CREATED, json!({"name": name, "version": version})))
     })())
 }
 

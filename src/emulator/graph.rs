@@ -186,13 +186,11 @@ async fn renew(asked: Asked, Path(id): Path<String>, body: Bytes) -> Response {
 }
 
 async fn unsubscribe(asked: Asked, Path(id): Path<String>) -> Response {
-    asked.answer(|tenant, _, _, _| tenant.delete_subscription(&id))
+    asked.answer(|tenant, _, _, moment| tenant.delete_subscription(&id, moment))
 }
 
 async fn reauthorize(asked: Asked, Path(id): Path<String>) -> Response {
-    asked.answer(|tenant, _, query, moment| {
-        tenant.get_subscription(&id, query, moment).map(|_| (204, Value::Null))
-    })
+    asked.answer(|tenant, _, _, moment| tenant.reauthorize_subscription(&id, moment))
 }
 
 /// Both URLs must prove themselves before the subscription counts (graph.md 13.3); nothing is locked meanwhile.
@@ -226,6 +224,9 @@ async fn subscribe(asked: Asked, body: Bytes) -> Response {
     asked.answer(|tenant, _, query, _| {
         tenant.keep_subscription(subscription.clone());
         let mut answer = subscription;
+        if let Some(members) = answer.as_object_mut() {
+            members.shift_remove("encryptionCertificate");
+        }
         answer["@odata.context"] =
             serde_json::json!(format!("{}/v1.0/$metadata#subscriptions/$entity", query.base));
         Ok((201, answer))

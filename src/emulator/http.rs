@@ -7,10 +7,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -53,13 +54,47 @@ pub(super) fn framed(router: Router, service: Service, shared: Arc<Shared>) -> R
     router.layer(middleware::from_fn_with_state((service, shared), frame))
 }
 
-/// The ingestion listener: nothing is served there yet, and it says so as ARM's edge does.
+/// The ingestion listener: nothing is ingested there yet, and it says so as ARM's edge does. Azure Key Vault is served
+/// beside it, under the address that the service has as a vault's.
 pub(super) fn ingestion(shared: Arc<Shared>) -> Router {
     let nothing = async || {
         let refusal = Refusal::new(404, "NotFound", "The data collection endpoint serves nothing here.");
         (StatusCode::NOT_FOUND, Json(refusal.body()))
     };
-    framed(Router::new().fallback(nothing), Service::Ingestion, shared)
+    let router = Router::new()
+        .route("/secrets/{name}", get(secret))
+        .route("/secrets/{name}/{version}", get(secret))
+        .fallback(nothing)
+        .with_state(Arc::clone(&shared));
+    framed(router, Service::Ingestion, shared)
+}
+
+/// Azure Key Vault, as far as it is asked for a secret.
+async fn secret(
+    State(shared): State<Arc<Shared>>,
+    Path(path): Path<Vec<(String, String)>>,
+    headers: HeaderMap,
+) -> Response {
+    let part = |name: &str| path.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = bearer.and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
+    let audiences = ["https://vault.azure.net", "https://vault.usgovcloudapi.net", "https://vault.azure.cn"];
+    let answer = match shared.signer.verify(token, &audiences, shared.now()) {
+        Ok(_) => {
+            let base = &shared.hello.ingestion;
+            shared.world().vault.get(base, part("name").unwrap_or_default(), part("version"))
+        }
+        Err(_) => Err(Refusal::new(401, "Unauthorized", "[TokenInvalid] Error validating token.")),
+    };
+    match answer {
+        Ok((status, body)) => {
+            (StatusCode::from_u16(status).unwrap_or(StatusCode::OK), body_of(&body)).into_response()
+        }
+        Err(refusal) => {
+            let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
+            (status, Json(refusal.body())).into_response()
+        }
+    }
 }
 
 async fn frame(

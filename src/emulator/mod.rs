@@ -13,6 +13,7 @@ mod graph;
 mod halves;
 mod http;
 mod notify;
+pub mod seal;
 mod signer;
 mod tls;
 

@@ -4,6 +4,8 @@
 
 mod edge;
 mod openapi;
+mod rich;
+mod subscriptions;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -14,17 +16,22 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use lockstep::app::health::{Health, WatchedRoute};
 use lockstep::app::intake::Inbox;
+use lockstep::app::keyring::Keyring;
 use lockstep::app::lately::Lately;
+use lockstep::app::subscriptions::{Board, Book};
+use lockstep::app::tokens::Tokens;
 use lockstep::config::Config;
 use lockstep::domain::model::{LinkKey, Side};
 use lockstep::domain::signature::Secret;
 use lockstep::http::{AppState, DoorMetrics, Doors, Front, MOST_BODY_BYTES, Phase, router};
+use lockstep::domain::token::Authority;
 use lockstep::ports::*;
 use lockstep::telemetry;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tower::ServiceExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use uuid::Uuid;
 
 const NOW: i64 = 1_772_620_264;
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -55,6 +62,7 @@ struct Memory {
     hints: Mutex<Vec<Hint>>,
     deliveries: Mutex<Vec<Delivery>>,
     values: Mutex<BTreeMap<String, String>>,
+    fences: Mutex<BTreeMap<String, (Uuid, OffsetDateTime)>>,
     mood: Mutex<Mood>,
 }
 
@@ -107,11 +115,23 @@ impl Store for Memory {
         self.values.lock().unwrap().insert(name.into(), value.into());
         Ok(())
     }
-    async fn values(&self, _: &str, _: Option<&str>, _: usize) -> Result<Vec<(String, String)>, StoreError> {
-        elsewhere()
+    async fn values(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        self.feel().await?;
+        let values = self.values.lock().unwrap();
+        let wanted = values
+            .iter()
+            .filter(|(name, _)| name.starts_with(prefix) && after.is_none_or(|after| name.as_str() > after));
+        Ok(wanted.take(most).map(|(name, value)| (name.clone(), value.clone())).collect())
     }
-    async fn remove_value(&self, _: &str) -> Result<(), StoreError> {
-        elsewhere()
+    async fn remove_value(&self, name: &str) -> Result<(), StoreError> {
+        self.feel().await?;
+        self.values.lock().unwrap().remove(name);
+        Ok(())
     }
     async fn queue_stats(&self) -> Result<QueueStats, StoreError> {
         self.feel().await?;
@@ -136,22 +156,40 @@ impl Store for Memory {
     }
     async fn take_fence(
         &self,
-        _: &str,
-        _: OffsetDateTime,
-        _: OffsetDateTime,
+        name: &str,
+        now: OffsetDateTime,
+        until: OffsetDateTime,
     ) -> Result<Option<Fence>, StoreError> {
-        elsewhere()
+        self.feel().await?;
+        let mut fences = self.fences.lock().unwrap();
+        if fences.get(name).is_some_and(|(_, until)| *until > now) {
+            return Ok(None);
+        }
+        let token = Uuid::new_v4();
+        fences.insert(name.to_owned(), (token, until));
+        Ok(Some(Fence { name: name.to_owned(), token }))
     }
     async fn extend_fence(
         &self,
-        _: &Fence,
-        _: OffsetDateTime,
-        _: OffsetDateTime,
+        fence: &Fence,
+        now: OffsetDateTime,
+        until: OffsetDateTime,
     ) -> Result<Held, StoreError> {
-        elsewhere()
+        self.feel().await?;
+        match self.fences.lock().unwrap().get_mut(&fence.name) {
+            Some(held) if held.0 == fence.token && held.1 > now => {
+                held.1 = until;
+                Ok(Held::Yes)
+            }
+            _ => Ok(Held::No),
+        }
     }
-    async fn release_fence(&self, _: &Fence) -> Result<(), StoreError> {
-        elsewhere()
+    async fn release_fence(&self, fence: &Fence) -> Result<(), StoreError> {
+        let mut fences = self.fences.lock().unwrap();
+        if fences.get(&fence.name).is_some_and(|(token, _)| *token == fence.token) {
+            fences.remove(&fence.name);
+        }
+        Ok(())
     }
     async fn link(&self, _: &LinkKey) -> Result<Option<LinkRecord>, StoreError> {
         elsewhere()
@@ -182,8 +220,9 @@ impl Store for Memory {
     async fn journal(&self, _: &LinkKey, _: usize) -> Result<Vec<JournalEntry>, StoreError> {
         elsewhere()
     }
-    async fn value(&self, _: &str) -> Result<Option<String>, StoreError> {
-        elsewhere()
+    async fn value(&self, name: &str) -> Result<Option<String>, StoreError> {
+        self.feel().await?;
+        Ok(self.values.lock().unwrap().get(name).cloned())
     }
     async fn hold(&self, _: &Hold) -> Result<(), StoreError> {
         elsewhere()
@@ -208,10 +247,37 @@ impl Store for Memory {
     }
 }
 
-struct Stopped;
+/// A clock that stands where it was set.
+struct Stopped(Mutex<OffsetDateTime>);
+
+impl Stopped {
+    fn at(seconds: i64) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(OffsetDateTime::from_unix_timestamp(seconds).unwrap())))
+    }
+}
+
 impl Clock for Stopped {
     fn now(&self) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp(NOW).unwrap()
+        *self.0.lock().unwrap()
+    }
+}
+
+/// Chance that is always in the middle.
+struct Even;
+
+impl Dice for Even {
+    fn roll(&self) -> f64 {
+        0.5
+    }
+}
+
+/// A key service that nobody is to ask.
+struct NoKeys;
+
+#[async_trait]
+impl KeySource for NoKeys {
+    async fn document(&self, _: &str) -> Result<Vec<u8>, KeyTrouble> {
+        Err(KeyTrouble("nobody asks".into()))
     }
 }
 
@@ -231,8 +297,17 @@ struct Answer {
 
 impl House {
     fn new() -> Self {
+        Self::build(CONFIG, Arc::new(NoKeys), Stopped::at(NOW), Keyring::default())
+    }
+
+    fn build(text: &str, keys: Arc<dyn KeySource>, clock: Arc<Stopped>, keyring: Keyring) -> Self {
         let config =
-            Config::parse(CONFIG, &BTreeMap::new(), &|_| Err(std::io::ErrorKind::NotFound.into())).unwrap();
+            Config::parse(text, &BTreeMap::new(), &|_| Err(std::io::ErrorKind::NotFound.into())).unwrap();
+        let authorities = config
+            .tenants
+            .iter()
+            .map(|tenant| Authority::new(tenant.cloud, tenant.login_url.as_str(), &tenant.tenant_id));
+        let tokens = Tokens::new(authorities, keys, clock.clone(), Arc::new(Even));
         let store = Arc::new(Memory::default());
         let health = Health::new(vec![WatchedRoute {
             name: "contoso-soc".into(),
@@ -247,8 +322,12 @@ impl House {
         phase.running();
         let state = AppState {
             doors: Arc::new(Doors::new(&config).unwrap()),
-            inbox: Inbox::new(store.clone(), Arc::new(Stopped), Arc::new(Notify::new())),
+            inbox: Inbox::new(store.clone(), clock, Arc::new(Notify::new())),
             store: store.clone(),
+            tokens,
+            book: Book::new(store.clone()),
+            board: Board::default(),
+            keyring,
             health: Arc::new(health),
             routes: Arc::default(),
             lately: Lately::default(),

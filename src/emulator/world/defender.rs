@@ -2,14 +2,17 @@
 //! members which nobody here understands survive.
 
 mod engine;
+mod subscriptions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
+
+pub use subscriptions::{LIFECYCLE, News, Sealing};
 
 use super::{Answer, Moment, Person, Refusal, Switch};
 use crate::emulator::odata::Filter;
@@ -89,7 +92,12 @@ pub const SWITCHES: &[Switch] = &[
     Switch {
         name: "graphIncidentSubscriptions",
         values: &["off", "on"],
-        meaning: "whether security/incidents can be subscribed to; the real service offers it nowhere (graph.md 13.1)",
+        meaning: "whether security/incidents and security/alerts_v2 can be subscribed to; the real service offers neither (graph.md 13.1)",
+    },
+    Switch {
+        name: "graphSubscriptionQuota",
+        values: &["none", "1", "0"],
+        meaning: "how many subscriptions an application may have; no number is published (graph.md 13.2)",
     },
 ];
 
@@ -97,10 +105,6 @@ pub const SWITCHES: &[Switch] = &[
 const COMMENT_LIMIT: usize = 1_000;
 /// The ceiling on `$top` for incidents.
 const TOP_CEILING: usize = 50;
-/// The longest life of a subscription, in minutes (graph.md 13.1).
-const LONGEST_SUBSCRIPTION: i64 = 43_200;
-/// The shortest, in minutes: less is raised to it (graph.md 13.2).
-const SHORTEST_SUBSCRIPTION: i64 = 45;
 
 const WRITABLE: [&str; 10] = [
     "assignedTo",
@@ -218,7 +222,7 @@ impl Kept {
 /// A change that subscribers may hear of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Touched {
-    /// Which incident.
+    /// Which incident, or alert.
     pub incident: String,
     /// `created` or `updated`.
     pub change: &'static str,
@@ -251,11 +255,15 @@ pub struct Tenant {
     incidents: BTreeMap<String, Kept>,
     alerts: BTreeMap<String, Kept>,
     subscriptions: BTreeMap<String, Value>,
+    /// Those whose authorisation is awaited: what changes meanwhile is lost.
+    paused: BTreeSet<String>,
     next_id: u64,
     stamps: u64,
     last_stamp: Option<OffsetDateTime>,
     /// Changes that nobody has taken yet.
     pub touched: Vec<Touched>,
+    /// The same of alerts, while anybody has a subscription.
+    pub touched_alerts: Vec<Touched>,
 }
 
 fn bad(message: impl Into<String>) -> Refusal {
@@ -307,10 +315,12 @@ impl Tenant {
             incidents: BTreeMap::new(),
             alerts: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
+            paused: BTreeSet::new(),
             next_id: 100,
             stamps: 0,
             last_stamp: None,
             touched: Vec::new(),
+            touched_alerts: Vec::new(),
         }
     }
 
@@ -475,11 +485,18 @@ impl Tenant {
         }
         full.insert("incidentId".to_owned(), json!(incident));
         let before = self.alerts.get(&id).map(|kept| kept.now.clone());
+        self.touch_alert(&id, if before.is_some() { "updated" } else { "created" });
         self.alerts.insert(id.clone(), Kept { now: Value::Object(full), before });
         if !keep_times {
             self.touch(incident, &stamp);
         }
         Ok(id)
+    }
+
+    fn touch_alert(&mut self, alert: &str, change: &'static str) {
+        if !self.subscriptions.is_empty() {
+            self.touched_alerts.push(Touched { incident: alert.to_owned(), change });
+        }
     }
 
     fn touch(&mut self, incident: &str, stamp: &str) {
@@ -797,6 +814,7 @@ impl Tenant {
         if next["status"] == "resolved" && before["status"] != "resolved" {
             next["resolvedDateTime"] = json!(stamp);
         }
+        self.touch_alert(id, "updated");
         self.alerts.insert(id.to_owned(), Kept { now: next.clone(), before: Some(before) });
         if moment.switches.is("alertsTouch", "on")
             && let Some(incident) = next["incidentId"].as_str()
@@ -855,163 +873,6 @@ impl Tenant {
         let context = format!("{}/v1.0/$metadata#{path}('{id}')/comments", query.base);
         Ok((200, json!({"@odata.context": context, "value": comments})))
     }
-
-    // ---- subscriptions -------------------------------------------------------------------------------------------
-
-    /// Checks an order for a subscription and completes it. It counts only after both URLs proved themselves: then
-    /// call [`Tenant::keep_subscription`].
-    pub fn check_subscription(&self, body: &Value, moment: &Moment<'_>) -> Result<Value, Refusal> {
-        let text = |name: &str| body[name].as_str().filter(|text| !text.is_empty());
-        let (Some(change_type), Some(url), Some(resource)) =
-            (text("changeType"), text("notificationUrl"), text("resource"))
-        else {
-            return Err(bad("changeType, notificationUrl and resource are required."));
-        };
-        if change_type.split(',').any(|kind| !["created", "updated", "deleted"].contains(&kind.trim())) {
-            return Err(bad(format!("'{change_type}' is not a valid changeType.")));
-        }
-        let path = resource.trim_start_matches('/').to_lowercase();
-        let incidents = path == "security/incidents" || path.starts_with("security/incidents");
-        if !incidents || moment.switches.is("graphIncidentSubscriptions", "off") {
-            let message = format!("Resource '{resource}' is not supported for change notifications.");
-            return Err(Refusal::new(400, "ExtensionError", message));
-        }
-        if text("clientState").is_some_and(|state| state.len() > 128) {
-            return Err(bad("clientState is longer than 128 characters."));
-        }
-        let expires = text("expirationDateTime").and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
-        let expires = expires.ok_or_else(|| bad("expirationDateTime is required."))?;
-        let app = &moment.caller.app_id;
-        for known in self.subscriptions.values() {
-            if known["applicationId"] == **app
-                && known["resource"] == resource
-                && known["changeType"] == change_type
-            {
-                let id = known["id"].as_str().unwrap_or_default();
-                let message = format!("Subscription Id {id} already exists for the requested combination");
-                return Err(Refusal::new(409, "Conflict", message));
-            }
-        }
-        let seed = format!("subscription:{}:{app}:{resource}:{change_type}:{}", self.id, moment.now);
-        Ok(json!({
-            "id": Uuid::new_v5(&Uuid::NAMESPACE_URL, seed.as_bytes()),
-            "resource": resource,
-            "applicationId": app,
-            "changeType": change_type,
-            "clientState": body["clientState"],
-            "notificationUrl": url,
-            "lifecycleNotificationUrl": body["lifecycleNotificationUrl"],
-            "expirationDateTime": format_instant(bounded(expires, moment.now)?),
-            "creatorId": moment.caller.object_id,
-            "latestSupportedTlsVersion": "v1_2",
-            "notificationContentType": "application/json",
-        }))
-    }
-
-    /// Keeps a subscription that was checked.
-    pub fn keep_subscription(&mut self, subscription: Value) {
-        if let Some(id) = subscription["id"].as_str() {
-            self.subscriptions.insert(id.to_owned(), subscription);
-        }
-    }
-
-    /// `GET /subscriptions`: those of the calling application, without their secret.
-    pub fn list_subscriptions(&mut self, query: &Query, moment: &Moment<'_>) -> Answer {
-        self.expire(moment.now);
-        let own = self.subscriptions.values().filter(|s| s["applicationId"] == *moment.caller.app_id);
-        let list: Vec<Value> = own.map(hidden).collect();
-        let context = format!("{}/v1.0/$metadata#subscriptions", query.base);
-        Ok((200, json!({"@odata.context": context, "value": list})))
-    }
-
-    /// `GET /subscriptions/{id}`
-    pub fn get_subscription(&mut self, id: &str, query: &Query, moment: &Moment<'_>) -> Answer {
-        self.expire(moment.now);
-        let found = self.subscriptions.get(id).ok_or_else(|| subscription_missing(id))?;
-        Ok((200, entity(&hidden(found), "subscriptions", query)))
-    }
-
-    /// `PATCH /subscriptions/{id}`: renews.
-    pub fn renew_subscription(
-        &mut self,
-        id: &str,
-        body: &Value,
-        query: &Query,
-        moment: &Moment<'_>,
-    ) -> Answer {
-        self.expire(moment.now);
-        let found = self.subscriptions.get_mut(id).ok_or_else(|| subscription_missing(id))?;
-        if let Some(text) = body["expirationDateTime"].as_str() {
-            let expires = OffsetDateTime::parse(text, &Rfc3339)
-                .map_err(|_| bad("expirationDateTime is no instant."))?;
-            found["expirationDateTime"] = json!(format_instant(bounded(expires, moment.now)?));
-        }
-        if let Some(url) = body["notificationUrl"].as_str() {
-            found["notificationUrl"] = json!(url);
-        }
-        Ok((200, entity(&hidden(found), "subscriptions", query)))
-    }
-
-    /// `DELETE /subscriptions/{id}`
-    pub fn delete_subscription(&mut self, id: &str) -> Answer {
-        self.subscriptions.remove(id).map(|_| (204, Value::Null)).ok_or_else(|| subscription_missing(id))
-    }
-
-    fn expire(&mut self, now: OffsetDateTime) {
-        self.subscriptions.retain(|_, subscription| {
-            let until = subscription["expirationDateTime"].as_str().unwrap_or_default();
-            OffsetDateTime::parse(until, &Rfc3339).is_ok_and(|until| until > now)
-        });
-    }
-
-    /// The notifications that a change causes: where to, and the body (graph.md 13.4).
-    pub fn notifications(&mut self, touched: &Touched, now: OffsetDateTime) -> Vec<(String, Value)> {
-        self.expire(now);
-        let tenant = self.id.clone();
-        let Touched { incident, change } = touched;
-        let wanted = |subscription: &&Value| {
-            subscription["changeType"]
-                .as_str()
-                .is_some_and(|kinds| kinds.split(',').any(|kind| kind.trim() == *change))
-        };
-        let notification = |subscription: &Value| {
-            let item = json!({
-                "id": Uuid::new_v4(),
-                "subscriptionId": subscription["id"],
-                "subscriptionExpirationDateTime": subscription["expirationDateTime"],
-                "clientState": subscription["clientState"],
-                "changeType": change,
-                "resource": format!("security/incidents/{incident}"),
-                "tenantId": tenant,
-                "resourceData": {
-                    "@odata.type": "#microsoft.graph.security.incident",
-                    "@odata.id": format!("security/incidents/{incident}"),
-                    "id": incident,
-                },
-            });
-            let url = subscription["notificationUrl"].as_str().unwrap_or_default().to_owned();
-            (url, json!({"value": [item]}))
-        };
-        self.subscriptions.values().filter(wanted).map(notification).collect()
-    }
-}
-
-fn subscription_missing(id: &str) -> Refusal {
-    Refusal::new(404, "ResourceNotFound", format!("The object was not found: subscription {id}."))
-}
-
-fn bounded(expires: OffsetDateTime, now: OffsetDateTime) -> Result<OffsetDateTime, Refusal> {
-    let minutes = |count: i64| Duration::from_secs(u64::try_from(count * 60).unwrap_or(0));
-    if expires > now + minutes(LONGEST_SUBSCRIPTION) {
-        return Err(bad("Subscription expiration can only be 43200 minutes in the future."));
-    }
-    Ok(expires.max(now + minutes(SHORTEST_SUBSCRIPTION)))
-}
-
-fn hidden(subscription: &Value) -> Value {
-    let mut subscription = subscription.clone();
-    subscription["clientState"] = Value::Null;
-    subscription
 }
 
 fn entity(value: &Value, collection: &str, query: &Query) -> Value {

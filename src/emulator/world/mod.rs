@@ -9,6 +9,7 @@ pub mod faults;
 pub mod native;
 pub mod sentinel;
 pub mod switches;
+pub mod vault;
 
 use std::collections::BTreeMap;
 
@@ -102,6 +103,8 @@ pub struct World {
     pub native: BTreeMap<String, native::Native>,
     /// The people and groups of all tenants.
     pub directory: directory::Directory,
+    /// The secrets of the one vault there is.
+    pub vault: vault::Vault,
 }
 
 impl Default for World {
@@ -120,6 +123,7 @@ impl Default for World {
             budgets: budget::Budgets::default(),
             native: BTreeMap::new(),
             directory: directory::Directory::default(),
+            vault: vault::Vault::default(),
         }
     }
 }
