@@ -502,7 +502,7 @@ impl Turn<'_> {
         let compared = compared.as_deref().and_then(parse_instant);
         let stale =
             compared.is_none_or(|at| at + COMPARE <= now || at > now) && self.records.values().all(due);
-        if (missing || unwished || stale) && !self.compare().await? {
+        if (missing || unwished || stale) && !self.compare(missing || unwished).await? {
             return Ok(());
         }
         for resource in self.records.keys().filter(|resource| !wished(resource)).cloned().collect::<Vec<_>>()
@@ -598,12 +598,19 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Compares what Graph lists with what we know. False when the list could not be had.
-    async fn compare(&mut self) -> Result<bool, Stopped> {
+    /// Compares what Graph lists with what we know. False when the list is needed and could not be had.
+    async fn compare(&mut self, needed: bool) -> Result<bool, Stopped> {
         let Manager { store, clock, side, notification_url, .. } = self.manager;
         self.still_ours().await?;
         let listed = match side.list().await {
             Ok(listed) => listed,
+            Err(failure) if !needed => {
+                tracing::info!(tenant = self.manager.tenant_id, "the subscriptions cannot be listed: {failure}");
+                // Soon again, but not each time.
+                let soon = format_instant(clock.now() - COMPARE + AGAIN.1);
+                store.set_value(&self.compared_name(), &soon).await?;
+                return Ok(true);
+            }
             Err(failure) => {
                 let every: Vec<String> = self
                     .manager

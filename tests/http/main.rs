@@ -312,7 +312,7 @@ impl House {
         let health = Health::new(vec![WatchedRoute {
             name: "contoso-soc".into(),
             tenant_id: TENANT.into(),
-            workspace: config.workspaces[0].resource_id(),
+            workspace: config.workspaces.first().map(|one| one.resource_id()).unwrap_or_default(),
         }]);
         health.token(Side::Defender, TENANT, Err("Entra refused the client secret"));
         let (mut registry, metrics, phase) =
