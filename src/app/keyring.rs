@@ -46,6 +46,8 @@ struct Shared {
     keys: RwLock<HashMap<String, Arc<RichKeys>>>,
     /// Of each vault's secret, what was read: oldest first.
     read: tokio::sync::Mutex<HashMap<(String, String), Vec<Arc<RichKey>>>>,
+    /// Whether every vault has been asked once.
+    looked: CancellationToken,
 }
 
 impl fmt::Debug for Keyring {
@@ -63,7 +65,12 @@ impl Default for Keyring {
 impl Keyring {
     /// The sources by tenant, in the order of the configuration: the newest last. Vaults are not asked yet.
     pub fn new(sources: HashMap<String, Vec<Source>>) -> Self {
-        let shared = Shared { sources, keys: RwLock::default(), read: tokio::sync::Mutex::default() };
+        let (keys, read, looked) =
+            (RwLock::default(), tokio::sync::Mutex::default(), CancellationToken::new());
+        if !sources.values().flatten().any(|source| matches!(source, Source::Vault { .. })) {
+            looked.cancel();
+        }
+        let shared = Shared { sources, keys, read, looked };
         let ring = Self { shared: Arc::new(shared) };
         ring.arrange(&HashMap::new());
         ring
@@ -73,6 +80,11 @@ impl Keyring {
     pub fn of(&self, tenant_id: &str) -> Arc<RichKeys> {
         let keys = self.shared.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.get(tenant_id).cloned().unwrap_or_default()
+    }
+
+    /// Waits until every vault has been asked once, whatever it said.
+    pub async fn looked(&self) {
+        self.shared.looked.cancelled().await;
     }
 
     fn arrange(&self, read: &HashMap<(String, String), Vec<Arc<RichKey>>>) {
@@ -168,6 +180,7 @@ impl Keyring {
                 Ok(wrong) => wrong,
                 Err(error) => vec![error.to_string()],
             };
+            self.shared.looked.cancel();
             for why in &wrong {
                 tracing::warn!("a certificate cannot be read: {why}");
             }

@@ -433,6 +433,10 @@ impl Manager {
 
     /// Keeps them until `stop`.
     pub async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = self.keyring.looked() => {}
+        }
         loop {
             if let Err(error) = self.step().await {
                 tracing::warn!(tenant = self.tenant_id, "the subscriptions are left alone for now: {error}");
@@ -605,7 +609,10 @@ impl Turn<'_> {
         let listed = match side.list().await {
             Ok(listed) => listed,
             Err(failure) if !needed => {
-                tracing::info!(tenant = self.manager.tenant_id, "the subscriptions cannot be listed: {failure}");
+                tracing::info!(
+                    tenant = self.manager.tenant_id,
+                    "the subscriptions cannot be listed: {failure}"
+                );
                 // Soon again, but not each time.
                 let soon = format_instant(clock.now() - COMPARE + AGAIN.1);
                 store.set_value(&self.compared_name(), &soon).await?;

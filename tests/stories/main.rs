@@ -26,6 +26,7 @@ mod policies;
 mod process;
 mod routes;
 mod stage;
+mod subscriptions;
 mod switches;
 mod trouble;
 mod whole;

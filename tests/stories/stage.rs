@@ -116,6 +116,7 @@ impl Stage {
             false => String::new(),
         };
         let more = format!("{}{limits}{authority}{}", scene.poll, scene.more);
+        let more = more.replace("{ingestion}", &emulator.hello.ingestion);
         let graph = graph(&emulator.hello);
         let mut configuration = Configuration::new(&emulator.hello, &places, &store);
         configuration.graph = &graph;
