@@ -1724,6 +1724,46 @@ sweep_every = "1d"
     }
 
     #[test]
+    fn subscriptions_are_read_and_what_they_need_is_asked_for() {
+        let reachable = "[server]\npublic_url = \"https://lockstep.example\"\n";
+        let with = |head: &str, more: &str| {
+            let at = GOOD.find("[[workspaces]]").unwrap();
+            parse(&format!("{head}{}{more}\n{}", &GOOD[..at], &GOOD[at..]))
+        };
+        let one = "[[tenants.subscriptions]]\nresource = \"/security/incidents\"\n";
+        let config = with(reachable, one).unwrap();
+        let wish = &config.tenants[0].subscriptions[0];
+        assert_eq!((wish.resource.as_str(), wish.rich), ("security/incidents", false));
+        assert_eq!(wish.change_types, ["created", "updated"]);
+        assert_eq!(wish.lifetime, Duration::from_secs(172_800));
+        let vault = "[[tenants.certificates]]\nid = \"v\"\nvault_url = \"https://v.vault.azure.net\"\n\
+                     secret = \"rich\"\n";
+        let rich = format!("{one}rich = true\nchange_types = [\"updated\", \"created\"]\n{vault}");
+        let config = with(reachable, &rich).unwrap();
+        assert!(matches!(config.tenants[0].certificates[0], CertificateSource::Vault { .. }));
+        assert_eq!(config.tenants[0].subscriptions[0].change_types, ["created", "updated"]);
+        for (head, more, said) in [
+            ("", one.to_owned(), "subscriptions: needs server.public_url"),
+            (reachable, format!("{one}rich = true\n"), "rich: needs a certificate"),
+            (reachable, format!("{one}{one}"), "subscriptions[1].resource: is watched by an entry above"),
+            (reachable, format!("{one}change_types = [\"gone\"]\n"), "`gone` is none of created"),
+            (reachable, format!("{one}lifetime = \"31d\"\n"), "subscriptions[0].lifetime:"),
+            (reachable, one.replace("/security", "https://security"), "must be a path without a host"),
+            (reachable, format!("{one}colour = 1\n"), "unknown key"),
+            (
+                reachable,
+                "[[tenants.certificates]]\nid = \"f\"\ncertificate_file = \"hooks\"\nkey_file = \"secret\"\n"
+                    .to_owned(),
+                "certificates[0].certificate_file: holds no certificate",
+            ),
+        ] {
+            let errors = with(head, &more).unwrap_err().to_string();
+            assert!(errors.contains(said), "{said}: {errors}");
+            assert!(!errors.contains("hush"), "{errors}");
+        }
+    }
+
+    #[test]
     fn a_good_file_is_read_whole() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.tenants[0].tenant_id, "84bd8158-6d4d-4958-8b9f-9d6445542f95");

@@ -98,6 +98,32 @@ impl Subscriptions for Graph {
     }
 }
 
+/// A vault with one secret, whose versions may go away.
+#[derive(Default)]
+struct Safe {
+    versions: Mutex<Vec<(String, String)>>,
+    shut: Mutex<bool>,
+    asked: Mutex<usize>,
+}
+
+#[async_trait]
+impl Vault for Safe {
+    async fn secret(&self, name: &str, version: Option<&str>) -> Result<Option<VaultSecret>, Failure> {
+        assert_eq!(name, "lockstep-rich");
+        *self.asked.lock().unwrap() += 1;
+        if *self.shut.lock().unwrap() {
+            return Err(refusal(Class::Auth, "status-403"));
+        }
+        let versions = self.versions.lock().unwrap();
+        let found = match version {
+            None => versions.last(),
+            Some(version) => versions.iter().find(|(known, _)| known == version),
+        };
+        Ok(found
+            .map(|(version, value)| VaultSecret { version: version.clone(), value: value.clone().into() }))
+    }
+}
+
 struct Scene {
     store: Arc<Memory>,
     clock: Arc<Stopped>,
@@ -411,4 +437,55 @@ async fn of_several_replicas_one_has_them_in_hand() {
         scene.step().await;
     }
     assert_eq!(scene.graph.calls("create"), 1);
+}
+
+#[tokio::test]
+async fn a_vaults_new_version_is_a_certificate_of_its_own_and_the_old_ones_survive_a_restart() {
+    let (store, safe) = (Arc::new(Memory::default()), Arc::new(Safe::default()));
+    let ring = || {
+        let (vault, secret) = (safe.clone(), "lockstep-rich".to_owned());
+        let sources = vec![Source::Here(vector_key(1)), Source::Vault { id: "v".into(), vault, secret }];
+        Keyring::new([(TENANT.to_owned(), sources)].into())
+    };
+    let pem = |number: usize| {
+        let (certificate, key) = match number {
+            1 => (
+                include_str!("../fixtures/vectors/rich-cert-1.pem"),
+                include_str!("../fixtures/vectors/rich-key-1.pkcs8.der.base64.txt"),
+            ),
+            _ => (
+                include_str!("../fixtures/vectors/rich-cert-2.pem"),
+                include_str!("../fixtures/vectors/rich-key-2.pkcs8.der.base64.txt"),
+            ),
+        };
+        format!("{certificate}\n-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----")
+    };
+    let newest = |ring: &Keyring| ring.of(TENANT).newest().map(|key| key.id().to_owned());
+    let first = ring();
+    assert_eq!(newest(&first).as_deref(), Some("bridge-cert-1"), "what is here is there at once");
+    assert_eq!(first.reload(&*store).await.unwrap(), ["v: the vault has no secret of that name"]);
+    safe.versions.lock().unwrap().push(("one".into(), pem(1)));
+    assert!(first.reload(&*store).await.unwrap().is_empty());
+    assert_eq!(newest(&first).as_deref(), Some("v/one"));
+    safe.versions.lock().unwrap().push(("broken".into(), "no PEM".into()));
+    let wrong = first.reload(&*store).await.unwrap();
+    assert!(wrong.len() == 1 && !wrong[0].contains("no PEM"), "{wrong:?}");
+    assert_eq!(newest(&first).as_deref(), Some("v/one"), "a broken version changes nothing");
+    safe.versions.lock().unwrap().push(("two".into(), pem(2)));
+    assert!(first.reload(&*store).await.unwrap().is_empty());
+    // A restart: the newest goes to Graph, the one before it opens what still comes.
+    let second = ring();
+    assert!(second.reload(&*store).await.unwrap().is_empty());
+    for ring in [&first, &second] {
+        assert_eq!(newest(ring).as_deref(), Some("v/two"));
+        assert!(ring.of(TENANT).get("v/one").is_some());
+    }
+    // A vault that is shut takes nothing away, and one that is at rest is asked one thing.
+    *safe.shut.lock().unwrap() = true;
+    assert_eq!(second.reload(&*store).await.unwrap().len(), 1);
+    assert_eq!(newest(&second).as_deref(), Some("v/two"));
+    *safe.shut.lock().unwrap() = false;
+    let asked = *safe.asked.lock().unwrap();
+    second.reload(&*store).await.unwrap();
+    assert_eq!(*safe.asked.lock().unwrap(), asked + 1);
 }

@@ -128,3 +128,31 @@ async fn a_kept_subscription_outruns_the_poll_and_takes_nothing_forged() {
     assert_eq!(sent["status"], 503);
     stage.ends().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_that_is_told_brings_its_incident() {
+    let scene = Scene {
+        defender_every: SELDOM,
+        sentinel_every: SELDOM,
+        // An alert that joins moves no incident's time: nobody but the alert itself tells of it.
+        switches: json!({"graphIncidentSubscriptions": "on", "alertsTouch": "off"}),
+        poll: "alerts_every = \"1h\"\n",
+        more: "\n[[tenants.subscriptions]]\nresource = \"security/alerts_v2\"\n",
+        ..Scene::default()
+    };
+    let stage = Stage::set(scene).await;
+    subscribed(&stage, "").await;
+    let (id, _) = stage.linked_by_notification(fresh("With an alert to come")).await;
+    stage.in_step().await;
+    stage.emulator.forget_calls().await;
+    stage.emulator.alert(&stage.places[0], &id, json!({"id": "da-told", "title": "Told"})).await;
+    let path = format!("/security/incidents/{id}");
+    until("the alert's incident is read", LOOKS, || async {
+        let calls = stage.calls().await;
+        let alert = calls.iter().any(|call| call.path.ends_with("/security/alerts_v2/da-told"));
+        let incident = calls.iter().any(|call| call.path.contains(&path));
+        if alert && incident { Ok(()) } else { Err(format!("alert {alert}, incident {incident}")) }
+    })
+    .await;
+    stage.ends().await;
+}
