@@ -41,11 +41,13 @@ pub struct Keyring {
     shared: Arc<Shared>,
 }
 
+/// By tenant and id of the source: what was read from its vault, oldest first.
+type Read = HashMap<(String, String), Vec<Arc<RichKey>>>;
+
 struct Shared {
     sources: HashMap<String, Vec<Source>>,
     keys: RwLock<HashMap<String, Arc<RichKeys>>>,
-    /// Of each vault's secret, what was read: oldest first.
-    read: tokio::sync::Mutex<HashMap<(String, String), Vec<Arc<RichKey>>>>,
+    read: tokio::sync::Mutex<Read>,
     /// Whether every vault has been asked once.
     looked: CancellationToken,
 }
@@ -72,7 +74,7 @@ impl Keyring {
         }
         let shared = Shared { sources, keys, read, looked };
         let ring = Self { shared: Arc::new(shared) };
-        ring.arrange(&HashMap::new());
+        ring.arrange(&Read::new());
         ring
     }
 
@@ -87,7 +89,7 @@ impl Keyring {
         self.shared.looked.cancelled().await;
     }
 
-    fn arrange(&self, read: &HashMap<(String, String), Vec<Arc<RichKey>>>) {
+    fn arrange(&self, read: &Read) {
         let arranged = self.shared.sources.iter().map(|(tenant, sources)| {
             let keys = sources.iter().flat_map(|source| match source {
                 Source::Here(key) => vec![key.clone()],

@@ -74,7 +74,7 @@ pub struct Wish {
 }
 
 /// What is known of one subscription, as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Graph's id; none while it is being made, or while it is gone.
     pub id: Option<String>,
@@ -107,6 +107,13 @@ pub struct Record {
     /// Nothing is asked before this.
     #[serde(with = "time::serde::rfc3339::option", default)]
     retry_at: Option<OffsetDateTime>,
+}
+
+// The state is a secret.
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record").field("id", &self.id).field("expires", &self.expires).finish_non_exhaustive()
+    }
 }
 
 impl Record {
@@ -779,11 +786,8 @@ impl Turn<'_> {
     /// Renews, gives it the newest certificate, authorises anew: whichever is due.
     async fn look_after(&mut self, wish: &Wish, id: &str, now: OffsetDateTime) -> Result<(), Stopped> {
         let resource = wish.resource.as_str();
-        let newest = match self.certificate(wish) {
-            Ok(newest) => newest,
-            // It lives on with the one that it has.
-            Err(_) => None,
-        };
+        // Where there is none yet, it lives on with the one that it has.
+        let newest = self.certificate(wish).unwrap_or_default();
         let Some(record) = self.records.get(resource) else { return Ok(()) };
         let certificate = newest.filter(|newest| record.certificate.as_deref() != Some(&newest.id));
         let half_gone = record.expires.is_none_or(|expires| (expires - now) * 2 < wish.lifetime);
