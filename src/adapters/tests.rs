@@ -17,16 +17,17 @@ use super::budget::{Limits, Quotas};
 use super::call::Shared;
 use super::call::testing::{FixedClock, Notes};
 use super::entra::{EntraSettings, TokenSource};
-use super::graph::{GraphClient, GraphSettings};
+use super::graph::{GraphClient, GraphSettings, GraphSubscriptions};
 use super::sentinel::{DEFAULT_API_VERSION, SentinelClient, SentinelSettings};
 use super::transport::{ClientOptions, Transport};
+use super::vault::KeyVault;
 use crate::domain::failure::{Class, Effect, Failure};
 use crate::domain::model::{
     DefenderClassification, DefenderDetermination, DefenderPatch, DefenderSeverity, DefenderStatus, Label,
     SentinelClassification, SentinelOwner, SentinelReason, SentinelSays, SentinelSeverity, SentinelStatus,
     SentinelWrite,
 };
-use crate::ports::{Defender, Sentinel};
+use crate::ports::{Defender, Sentinel, SubscriptionChange, SubscriptionOrder, Subscriptions, Vault};
 
 const SECRET: &str = "p&ss word+%";
 const TENANT: &str = "aaaabbbb-0000-cccc-1111-dddd2222eeee";
@@ -973,4 +974,122 @@ async fn a_private_root_is_trusted_when_named() {
     let (friend, _) =
         clients_apart(&stage, &there, ClientOptions { extra_ca: Some(pem), ..ClientOptions::default() });
     friend.check().await.unwrap();
+}
+
+fn subscriptions_of(stage: &Stage) -> (GraphSubscriptions, KeyVault) {
+    let transport = Transport::new(&ClientOptions::default()).unwrap();
+    let entra = EntraSettings {
+        login_url: stage.url.clone(),
+        tenant_id: TENANT.to_owned(),
+        client_id: "an-app".to_owned(),
+        client_secret: SecretString::from(SECRET.to_owned()),
+    };
+    let tokens = TokenSource::new(entra, transport.clone(), stage.clock.clone());
+    let shared = Shared {
+        transport: transport.clone(),
+        clock: stage.clock.clone(),
+        observer: stage.notes.clone(),
+        quotas: Arc::new(Quotas::new(Limits::default())),
+    };
+    let graph = GraphSettings {
+        alerts: false,
+        graph_url: stage.url.clone(),
+        scope: "https://graph.microsoft.com/.default".to_owned(),
+        tenant_id: TENANT.to_owned(),
+    };
+    let scope = "https://vault.azure.net/.default".to_owned();
+    let vault = KeyVault::new(stage.url.clone(), scope, tokens.clone(), transport, stage.clock.clone());
+    (GraphSubscriptions::new(graph, tokens, shared), vault)
+}
+
+fn an_order() -> SubscriptionOrder {
+    SubscriptionOrder {
+        resource: "security/incidents".into(),
+        change_types: "created,updated".into(),
+        notification_url: "https://lockstep.example/notify/graph".into(),
+        lifecycle_url: "https://lockstep.example/notify/graph/lifecycle".into(),
+        expires: datetime!(2026-03-06 10:22:15 UTC),
+        client_state: SecretString::from("a-secret-state".to_owned()),
+        certificate: None,
+    }
+}
+
+#[tokio::test]
+async fn what_graph_says_to_a_subscription_closes_no_gate() {
+    let stage = Stage::new().await;
+    let (subscriptions, _) = subscriptions_of(&stage);
+    for (file, class, code) in [
+        ("400-subscription-validation-failed", Class::Permanent, "status-400"),
+        ("403-subscription-quota", Class::Auth, "status-403"),
+        ("409-duplicate-subscription", Class::Conflict, "status-409"),
+        ("500-internal", Class::Retry { wait: None }, "status-500"),
+    ] {
+        let wrapped = fixture(&format!("graph/errors/{file}.json"));
+        let status = u16::try_from(wrapped["status"].as_u64().unwrap()).unwrap();
+        stage.play(move |asked| {
+            (asked.target.contains("subscriptions")).then(|| Reply::json(status, &wrapped["body"]))
+        });
+        let failure = subscriptions.create(&an_order()).await.expect_err(file);
+        assert_eq!((failure.class, failure.code.as_str()), (class, code), "{failure}");
+        assert!(!failure.message.contains("a-secret-state"), "{failure}");
+        assert!(stage.graph.check().await.is_ok(), "incidents are read all the same");
+    }
+    assert!(stage.notes.gates().is_empty(), "{:?}", stage.notes.gates());
+    // Gone is an answer.
+    let wrapped = fixture("graph/errors/404-subscription.json");
+    stage.play(move |asked| {
+        asked.target.contains("subscriptions").then(|| Reply::json(404, &wrapped["body"]))
+    });
+    assert_eq!(subscriptions.change("an-id", &SubscriptionChange::default()).await, Ok(None));
+    assert_eq!(subscriptions.reauthorize("an-id").await, Ok(false));
+    assert_eq!(subscriptions.end("an-id").await, Ok(()));
+    let odd = subscriptions.end("..").await.expect_err("no path");
+    assert_eq!(odd.class, Class::Permanent);
+    // A list of several pages, of which the next is only followed to where the first came from.
+    let first = stage.url.join("/v1.0/subscriptions?$skiptoken=2").unwrap();
+    stage.play(move |asked| {
+        let one = |id: &str| json!({"id": id, "expirationDateTime": "2026-03-06T10:22:15Z"});
+        let page = match asked.target.as_str() {
+            "/v1.0/subscriptions" => {
+                json!({"value": [one("1"), {"odd": true}], "@odata.nextLink": first.as_str()})
+            }
+            target if target.ends_with("=2") => json!({
+                "value": [one("2")], "@odata.nextLink": "https://elsewhere.example/",
+            }),
+            _ => return None,
+        };
+        Some(Reply::json(200, &page))
+    });
+    let failure = subscriptions.list().await.expect_err("it leads elsewhere");
+    assert_eq!(failure.code, "foreign-link");
+}
+
+#[tokio::test]
+async fn a_vault_is_asked_by_its_own_token_and_its_refusal_names_the_cure() {
+    let stage = Stage::new().await;
+    let (_, vault) = subscriptions_of(&stage);
+    stage.play(|asked| {
+        asked.target.starts_with("/secrets/").then(|| {
+            let id = "https://v.vault.azure.net/secrets/rich/4387e9f3d6e14c459867679a90fd0f79";
+            Reply::json(200, &json!({"value": "the secret", "id": id, "attributes": {"enabled": true}}))
+        })
+    });
+    let found = vault.secret("rich", None).await.unwrap().unwrap();
+    assert_eq!(found.version, "4387e9f3d6e14c459867679a90fd0f79");
+    assert!(!format!("{found:?}").contains("the secret"));
+    vault.secret("rich", Some("an-old/one")).await.unwrap();
+    let asked: Vec<String> = stage.calls().into_iter().map(|asked| asked.target).collect();
+    assert_eq!(asked, ["/secrets/rich?api-version=7.4", "/secrets/rich/an-old%2Fone?api-version=7.4"]);
+    for (status, class) in [(403, Class::Auth), (500, Class::Retry { wait: None })] {
+        stage.play(move |asked| {
+            asked.target.starts_with("/secrets/").then(|| Reply::json(status, &json!({})))
+        });
+        let failure = vault.secret("rich", None).await.expect_err("refused");
+        assert_eq!(failure.class, class);
+        assert_eq!(failure.message.contains("Key Vault Secrets User"), status == 403, "{failure}");
+    }
+    stage.play(|asked| asked.target.starts_with("/secrets/").then(|| Reply::json(404, &json!({}))));
+    assert!(vault.secret("rich", None).await.unwrap().is_none());
+    stage.play(|asked| asked.target.starts_with("/secrets/").then(|| Reply::json(200, &json!({"value": 7}))));
+    assert_eq!(vault.secret("rich", None).await.expect_err("no secret").code, "unreadable");
 }
