@@ -435,4 +435,31 @@ mod tests {
         assert_eq!(keys().newest().unwrap().id(), "bridge-cert-2");
         assert!(!format!("{:?}", keys()).contains("BEGIN"));
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, ..Default::default() })]
+
+        /// Nobody without the private key's other half gets anything but the one word, and nothing stops the process.
+        #[test]
+        fn whatever_is_sent_does_not_open(
+            data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80),
+            signature in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40),
+            wrapped in proptest::collection::vec(proptest::prelude::any::<u8>(), 250..260),
+            text in ".{0,40}",
+            plain in proptest::prelude::any::<[bool; 3]>(),
+        ) {
+            let member = |bytes: &[u8], plain: bool| if plain { text.clone() } else { STANDARD.encode(bytes) };
+            let sealed = Sealed {
+                data: member(&data, plain[0]),
+                data_signature: member(&signature, plain[1]),
+                data_key: member(&wrapped, plain[2]),
+                certificate_id: "bridge-cert-1".to_owned(),
+            };
+            proptest::prop_assert_eq!(keys().open(&sealed), Err(Unopened));
+            // Nor does anything that is no notification stop its reader.
+            let _ = crate::domain::notice::graph(&data);
+            let _ = crate::domain::notice::opened(&crate::domain::notice::About::Other, text.as_bytes());
+            let _ = RichKey::from_pem("a", &text, &text);
+        }
+    }
 }
