@@ -34,6 +34,8 @@ pub(crate) struct App {
     pub(crate) fuse: Arc<Fuse>,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: Vec<AbortOnDropHandle<()>>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) worker: Arc<Worker>,
     _wake: Arc<Notify>,
 }
 
@@ -171,11 +173,16 @@ impl House {
             for poller in Poller::all(&store, &routes, &clock, &metrics, &health, options) {
                 tasks.push(spawn(poller.run(wake.clone(), stop.clone())));
             }
-            let sweeper =
-                Sweeper { store: store.clone(), routes, clock, metrics, options: SweepOptions::default() };
+            let sweeper = Sweeper {
+                store: store.clone(),
+                routes: routes.clone(),
+                clock,
+                metrics,
+                options: SweepOptions::default(),
+            };
             tasks.push(spawn(sweeper.run(stop.clone())));
         }
-        App { fuse, stop, tasks, _wake: wake }
+        App { fuse, stop, tasks, routes, worker, _wake: wake }
     }
 
     /// The sweep's hints, now: every link is looked at thoroughly.

@@ -6,6 +6,7 @@
 
 mod backfills;
 mod drifts;
+mod explains;
 mod file;
 mod house;
 mod life;

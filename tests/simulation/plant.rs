@@ -17,7 +17,7 @@ use lockstep::emulator::world::budget::Purse;
 use lockstep::emulator::world::defender::{Query, Tenant, format_instant, person};
 use lockstep::emulator::world::sentinel::{Child, Workspace, playbook_body};
 use lockstep::emulator::world::{Answer, Caller, Moment, Person, Refusal, World};
-use lockstep::ports::{Clock, Defender, Dice, Hint, Page, Sentinel, Store, Subject};
+use lockstep::ports::{Clock, Defender, Dice, Hint, Page, Sentinel, Spent, Store, Subject};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -90,6 +90,8 @@ pub(crate) struct Plant {
     pub(crate) slow: HashMap<String, Duration>,
     /// How many calls are still to panic.
     pub(crate) panics: u32,
+    /// What Defender's side says of our budget.
+    pub(crate) spent: Spent,
     /// Graph's incidents per page, where it is not the usual number.
     pub(crate) page: usize,
     /// Calls that are about one incident, and all others, which are the polls'.
@@ -213,6 +215,7 @@ impl Plant {
             barred: HashMap::new(),
             slow: HashMap::new(),
             panics: 0,
+            spent: Spent::default(),
             page: 50,
             calls: 0,
             polls: 0,
@@ -1040,6 +1043,10 @@ impl Defender for Plug {
 
     async fn update_alert(&self, _: &str, _: &AlertPatch) -> Result<(), Failure> {
         unreachable!("no route here lets alerts follow")
+    }
+
+    fn spent(&self) -> Spent {
+        self.shared.plant.lock().unwrap().spent
     }
 }
 

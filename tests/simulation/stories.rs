@@ -16,7 +16,7 @@ use crate::house::{App, House};
 use crate::plant::TENANT;
 
 impl House {
-    fn incident(&self, id: &str) {
+    pub(crate) fn incident(&self, id: &str) {
         self.incident_of(id, None);
     }
 
@@ -83,7 +83,7 @@ impl House {
     }
 
     /// A hint about an incident as it is now, with its version or without.
-    fn hint(&self, side: Side, id: &str, versioned: bool) -> Hint {
+    pub(crate) fn hint(&self, side: Side, id: &str, versioned: bool) -> Hint {
         let (now, name) = (self.now(), twin_id(&self.key(id)));
         let mut plant = self.shared.plant.lock().unwrap();
         let (tenant, place) = self.at();
@@ -101,7 +101,7 @@ impl House {
         Hint { subject: Subject { side, scope: scope.to_owned(), native_id }, version, source: "test".into() }
     }
 
-    async fn send(&self, side: Side, id: &str, versioned: bool) {
+    pub(crate) async fn send(&self, side: Side, id: &str, versioned: bool) {
         self.shared.remember(self.hint(side, id, versioned)).await;
     }
 }
