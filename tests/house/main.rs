@@ -1,10 +1,12 @@
 //! What holds for the repository as a whole and no single module can see: which module may import which, what may
-//! stand in `Cargo.lock`, what no file may hold, and whether the deployment files agree with the program.
+//! stand in `Cargo.lock`, what no file may hold, whether the deployment files agree with the program, and whether the
+//! tests that the README names are there.
 
 mod arrows;
 mod deploy;
 mod hygiene;
 mod lock;
+mod proofs;
 
 use std::path::{Path, PathBuf};
 
