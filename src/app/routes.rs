@@ -147,9 +147,53 @@ impl Routes {
         self.by_workspace.iter().filter_map(|(id, routes)| Some((id.as_str(), &routes.first()?.sentinel)))
     }
 
+    /// Whether all routes of a side lead to one and the same on the other: then there is nothing of it to do without that.
+    pub(crate) fn joins_only(&self, (side, scope): &(Side, String), other: &str) -> bool {
+        match side {
+            Side::Defender => self.of_tenant(scope).iter().all(|route| route.workspace == other),
+            Side::Sentinel => self.of_workspace(scope).iter().all(|route| route.tenant_id == other),
+        }
+    }
+
     /// Whether every route uses this tenant or workspace: then its trouble is everybody's, and there is nobody to
     /// protect from it.
     pub fn all_use(&self, scope: &str) -> bool {
         self.all.iter().all(|route| route.tenant_id == scope || route.workspace == scope)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::shadow::tests::Glass;
+
+    fn joined(ways: &[(&str, &str)]) -> Routes {
+        let route = |(number, (tenant, workspace)): (usize, &(&str, &str))| Route {
+            name: number.to_string(),
+            tenant_id: (*tenant).into(),
+            workspace: (*workspace).into(),
+            home: "h".into(),
+            policy: Policy::default(),
+            defender: Arc::new(Glass),
+            sentinel: Arc::new(Glass),
+            directories: Directories::default(),
+        };
+        Routes::new(ways.iter().enumerate().map(route).collect()).expect("names of their own")
+    }
+
+    /// However many routes share a pair, what counts is where else its ends lead.
+    #[test]
+    fn a_side_hangs_on_the_other_where_all_its_routes_lead_there() {
+        let (tenant, workspace) = ((Side::Defender, "t".to_owned()), (Side::Sentinel, "w".to_owned()));
+        for (ways, tenant_hangs, workspace_hangs) in [
+            (vec![("t", "w")], true, true),
+            (vec![("t", "w"), ("t", "w")], true, true),
+            (vec![("t", "w"), ("t", "w"), ("t", "v")], false, true),
+            (vec![("t", "w"), ("u", "w")], true, false),
+        ] {
+            let routes = joined(&ways);
+            assert_eq!(routes.joins_only(&tenant, "w"), tenant_hangs, "{ways:?}");
+            assert_eq!(routes.joins_only(&workspace, "t"), workspace_hangs, "{ways:?}");
+        }
     }
 }

@@ -157,14 +157,14 @@ impl Sentinel for ReadOnly<dyn Sentinel> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::app::routes::{Directories, Routes};
     use crate::domain::model::{SentinelSays, SentinelSeverity, SentinelStatus};
     use crate::domain::policy::Policy;
 
     /// A system that is empty and must not be written to.
-    struct Glass;
+    pub(crate) struct Glass;
 
     fn page<T>() -> Page<T> {
         Page { records: Vec::new(), next: None, unreadable: Vec::new() }

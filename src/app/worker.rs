@@ -308,12 +308,12 @@ impl Worker {
         };
         let (tenant, workspace) =
             ((Side::Defender, key.tenant_id.clone()), (Side::Sentinel, key.workspace.clone()));
-        // Where a side's only route ends at the closed one, nothing of it can be served either.
+        // Where all routes of a side end at the closed one, nothing of it can be served either.
         let scopes = match failure.side {
-            Some(Side::Defender) if self.routes.of_workspace(&key.workspace).len() == 1 => {
+            Some(Side::Defender) if self.routes.joins_only(&workspace, &key.tenant_id) => {
                 vec![tenant, workspace]
             }
-            Some(Side::Sentinel) if self.routes.of_tenant(&key.tenant_id).len() == 1 => {
+            Some(Side::Sentinel) if self.routes.joins_only(&tenant, &key.workspace) => {
                 vec![workspace, tenant]
             }
             Some(Side::Defender) => vec![tenant],
