@@ -396,8 +396,8 @@ pub struct Plan {
     pub defender_first: bool,
     /// What to announce before writing.
     pub intents: Vec<Intent>,
-    /// Values that should be written and are not, because the side has refused them, or because the field is mute in
-    /// this round. What both sides knew of them stays known, so that they come up again.
+    /// Values that should be written and are not, because the side has refused them, because the field is mute in this
+    /// round, or because the incident is merged away. What both sides knew of them stays known, so that they come up again.
     pub withheld: Vec<(Side, Field)>,
     /// Which labels are our own.
     pub labels: LabelRules,
@@ -611,6 +611,10 @@ impl Planner<'_> {
             Judgement::DefenderMoved if flows_to_sentinel => (Side::Defender, Rule::OneSided),
             Judgement::SentinelMoved if flows_to_defender => (Side::Sentinel, Rule::OneSided),
             Judgement::DefenderMoved | Judgement::SentinelMoved => {
+                if self.merged && rule.direction.to_defender() && to_defender(&now.sentinel).is_some() {
+                    // It comes up again if the incident comes out of the merge.
+                    self.plan.withheld.push((Side::Defender, field));
+                }
                 return Decision { sentinel: None, defender: None, rule: Rule::OneWay };
             }
             Judgement::Clash => match (flows_to_sentinel, flows_to_defender) {
@@ -796,6 +800,12 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
     let now = Pair { defender: map::defender_tags(d, own), sentinel: map::sentinel_tags(s, own) };
     let known = known_names(&seen.state, own, &now);
     let mut goal = merge_names(known.as_ref(), &now, to_sentinel, to_defender);
+    if planner.merged
+        && rule.to_defender()
+        && merge_names(known.as_ref(), &now, to_sentinel, true).defender != now.defender
+    {
+        planner.plan.withheld.push((Side::Defender, Field::Tags));
+    }
     for name in &policy.also.tags {
         goal.sentinel.insert(name.to_lowercase());
         if to_defender {
@@ -1052,6 +1062,18 @@ fn verdict(
                 Some(id) => format!("Merged in Defender into incident {id}."),
                 None => "Merged in Defender into another incident.".to_owned(),
             });
+            return;
+        }
+        // Nothing of it is written now. What moved comes up again if the incident comes out of the merge.
+        let own = &planner.policy.labels;
+        let Some(known) = &seen.state.known else { return };
+        for field in [Field::Verdict, Field::Comment] {
+            let direction = planner.policy.of(Field::Verdict).direction;
+            let moved = direction.to_sentinel() && !same_words_defender(own, field, d, &known.defender)
+                || direction.to_defender() && !same_words_sentinel(own, field, s, &known.sentinel);
+            if moved {
+                planner.plan.withheld.push((Side::Defender, field));
+            }
         }
         return;
     }
@@ -1160,11 +1182,20 @@ fn determination(
 ) {
     let policy = planner.policy;
     let own = &policy.labels;
-    if own.determination.is_none() || planner.merged {
+    if own.determination.is_none() {
+        return;
+    }
+    let label = map::determination_label(&s.labels, own);
+    if planner.merged {
+        let known = seen.state.known.as_ref();
+        let moved =
+            known.is_some_and(|known| !same_words_sentinel(own, Field::Determination, s, &known.sentinel));
+        if moved && label.is_some() && policy.of(Field::Determination).direction.to_defender() {
+            planner.plan.withheld.push((Side::Defender, Field::Determination));
+        }
         return;
     }
     let base = Base::of(&seen.state, own, Field::Determination, d, s);
-    let label = map::determination_label(&s.labels, own);
     let known_closed =
         base.sentinel().filter(|s| s.status == SentinelStatus::Closed).map(|s| s.reason.clone());
     let known = base.map(|d, s| {
@@ -1556,8 +1587,12 @@ pub fn agree(seen: &Snapshot, plan: &Plan, landed: &Landed) -> Option<(LinkState
         }
         // What is withheld was not agreed on: it moved, and comes up again.
         for &(_, field) in &plan.withheld {
+            let tags = (d_says.tags.clone(), s_says.labels.clone());
             copy_defender(field, &before.defender, &mut d_says);
             copy_sentinel(own, field, &before.sentinel, &mut s_says);
+            if field == Field::Tags {
+                agree_on_shared_tags(own, tags, (&mut d_says.tags, &mut s_says.labels));
+            }
         }
     } else if seen.sentinel.is_none() {
         // A twin that was made without them: Defender's values are news to it.
@@ -1592,6 +1627,24 @@ fn late_creates(seen: &Snapshot, own: &LabelRules, modified: OffsetDateTime, wro
     let arrived = |sentinel: &SentinelIncident| wrote && before_late_create(seen, own, sentinel).is_some();
     let late = seen.state.late.clone()?;
     (modified - late.since < LATE_FOR && !seen.sentinel.as_ref().is_some_and(arrived)).then_some(late)
+}
+
+/// Of tags that are withheld as a whole, those that both sides have by now, or have no more, are agreed on all the same.
+fn agree_on_shared_tags(
+    own: &LabelRules,
+    (d_now, s_now): (Vec<String>, Vec<Label>),
+    (d_known, s_known): (&mut Vec<String>, &mut Vec<Label>),
+) {
+    let name = |text: &str| text.trim().to_lowercase();
+    let on_defender: Names = d_now.iter().map(|tag| name(tag)).collect();
+    let on_sentinel: Names =
+        s_now.iter().filter(|label| !label.auto).map(|label| name(&label.name)).collect();
+    let differs = |tag: &str| on_defender.contains(&name(tag)) != on_sentinel.contains(&name(tag));
+    d_known.retain(|tag| differs(tag));
+    d_known.extend(d_now.into_iter().filter(|tag| !differs(tag)));
+    let stays = |label: &Label| label.auto || own.own(&label.name) || differs(&label.name);
+    s_known.retain(stays);
+    s_known.extend(s_now.into_iter().filter(|label| !stays(label)));
 }
 
 /// A Defender incident that says nothing.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lockstep::app::reconcile::twin_id;
 use lockstep::domain::model::{SentinelSays, Side};
+use lockstep::domain::policy::{Direction, Field, FieldPolicy, Winner};
 use serde_json::{Map, Value, json};
 
 use crate::house::{App, House};
@@ -173,6 +174,72 @@ async fn what_was_said_on_a_merged_incident_is_carried_when_it_comes_out_again()
     house.quiet().await.unwrap();
     assert_eq!(count(&house), 1, "{}", house.story());
     nothing_is_put_aside(&house);
+}
+
+/// Severity, owner and tags of both sides; equal, or the story fails.
+fn in_step(house: &House, id: &str) -> (String, Option<String>, Vec<String>) {
+    let defender = house.shared.with(|plant, now| plant.defender_now(house.at().0, id, now)).unwrap().says;
+    let twin = twin(house, id).expect("a twin");
+    let severity = defender.severity.as_str().to_lowercase();
+    assert_eq!(severity, twin.severity.as_str().to_lowercase(), "{}", house.story());
+    assert_eq!(defender.owner, twin.owner.upn, "{}", house.story());
+    let (tags, labels) = tags(house, id);
+    assert_eq!(tags, labels, "{}", house.story());
+    (severity, defender.owner, tags)
+}
+
+fn clashes(house: &House, field: Field) -> usize {
+    let disk = house.shared.disk.lock().unwrap();
+    let told = disk.journal.iter().filter(|line| line.kind == "clash");
+    told.filter(|line| line.detail["field"] == json!(field)).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_edited_on_the_twin_of_a_merged_incident_is_carried_when_it_comes_out_again() {
+    let (house, _app) = linked(1, &[("29", json!({"customTags": ["old"]})), ("30", json!({}))]).await;
+    merges(&house, "29", "30");
+    house.quiet().await.unwrap();
+    edits_twin(&house, "29", |twin| {
+        twin.insert("severity".into(), json!("High"));
+        twin.insert("owner".into(), json!({"userPrincipalName": "bob@contoso.com"}));
+        twin.insert("labels".into(), json!([{"labelName": "old"}, {"labelName": "vip"}]));
+    });
+    house.quiet().await.unwrap();
+    house.sweep().await;
+    house.quiet().await.unwrap();
+    house.shared.with(|plant, now| plant.unmerge(house.at(), "29", now));
+    house.quiet().await.unwrap();
+    let (severity, owner, tags) = in_step(&house, "29");
+    assert_eq!((severity.as_str(), owner.as_deref()), ("high", Some("bob@contoso.com")), "{}", house.story());
+    assert!(tags.contains(&"vip".to_owned()) && tags.contains(&"old".to_owned()), "{tags:?}");
+    assert_eq!(clashes(&house, Field::Severity), 0);
+    // What is agreed on now is no news later.
+    edits_twin(&house, "29", |twin| drop(twin.insert("labels".into(), json!([]))));
+    edits_defender(&house, "29", &json!({"severity": "low"}));
+    house.quiet().await.unwrap();
+    let (severity, _, tags) = in_step(&house, "29");
+    assert_eq!((severity.as_str(), tags.len()), ("low", 0), "{}", house.story());
+    nothing_is_put_aside(&house);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_both_sides_edited_around_a_merge_is_decided_by_the_policy() {
+    let mut house = House::new(1);
+    let rule = FieldPolicy { direction: Direction::Both, wins: Winner::Sentinel };
+    house.policy.set(Field::Severity, rule);
+    opens(&house, "29", json!({}));
+    opens(&house, "30", json!({}));
+    let _app = house.start(i64::MAX);
+    house.quiet().await.unwrap();
+    merges(&house, "29", "30");
+    house.quiet().await.unwrap();
+    edits_twin(&house, "29", |twin| drop(twin.insert("severity".into(), json!("High"))));
+    house.quiet().await.unwrap();
+    house.shared.with(|plant, now| plant.unmerge(house.at(), "29", now));
+    edits_defender(&house, "29", &json!({"severity": "medium"}));
+    house.quiet().await.unwrap();
+    assert_eq!(in_step(&house, "29").0, "high", "{}", house.story());
+    assert_eq!(clashes(&house, Field::Severity), 1, "{}", house.story());
 }
 
 #[tokio::test(start_paused = true)]
