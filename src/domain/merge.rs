@@ -88,6 +88,16 @@ pub fn merge_names(
     goal
 }
 
+/// The members that both sides touched in opposite ways: whatever becomes of them, one side's move is lost.
+pub fn contested(known: &Pair<Names, Names>, now: &Pair<Names, Names>) -> Names {
+    let differ = now.defender.symmetric_difference(&now.sentinel);
+    let moved = |name: &&String| {
+        now.defender.contains(*name) != known.defender.contains(*name)
+            && now.sentinel.contains(*name) != known.sentinel.contains(*name)
+    };
+    differ.filter(moved).cloned().collect()
+}
+
 fn set(names: &mut Names, name: &str, present: bool) {
     if present {
         names.insert(name.to_owned());

@@ -13,7 +13,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::domain::comments::Ledger;
 use crate::domain::mapping as map;
-use crate::domain::merge::{Judgement, Names, Pair, judge, merge_names};
+use crate::domain::merge::{Judgement, Names, Pair, contested, judge, merge_names};
 use crate::domain::model::{
     AlertPatch, DefenderClassification, DefenderDetermination, DefenderIncident, DefenderPatch, DefenderSays,
     DefenderSeverity, DefenderStatus, Facts, Label, LinkKey, SentinelClassification, SentinelIncident,
@@ -810,6 +810,21 @@ fn both(seen: &Snapshot, defender: &DefenderIncident, sentinel: &SentinelInciden
         goal.sentinel.insert(name.to_lowercase());
         if to_defender {
             goal.defender.insert(name.to_lowercase());
+        }
+    }
+    let contested = known.as_ref().map(|known| contested(known, &now)).unwrap_or_default();
+    for (winner, goal, now) in
+        [(Side::Defender, &goal.sentinel, &now.sentinel), (Side::Sentinel, &goal.defender, &now.defender)]
+    {
+        if goal.symmetric_difference(now).any(|name| contested.contains(name)) {
+            let (kept, lost) =
+                (planner.shown.on(winner, Field::Tags), planner.shown.on(winner.other(), Field::Tags));
+            let rule = match (planner.merged, to_sentinel && to_defender) {
+                (true, _) => Rule::Merged,
+                (false, true) => Rule::PolicyWins,
+                (false, false) => Rule::OneWay,
+            };
+            planner.plan.clashes.push(Clash { field: Field::Tags, winner, kept, lost, rule });
         }
     }
     let why = if known.is_some() { Rule::OneSided } else { Rule::FirstMeeting };

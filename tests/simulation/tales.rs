@@ -243,6 +243,22 @@ async fn what_both_sides_edited_around_a_merge_is_decided_by_the_policy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tag_that_is_put_back_because_its_field_goes_one_way_is_told() {
+    let mut house = House::new(1);
+    let rule = FieldPolicy { direction: Direction::ToDefender, wins: Winner::Latest };
+    house.policy.set(Field::Tags, rule);
+    opens(&house, "29", json!({"customTags": ["vip"]}));
+    let _app = house.start(i64::MAX);
+    house.quiet().await.unwrap();
+    // Both within one look.
+    edits_twin(&house, "29", |twin| drop(twin.insert("labels".into(), json!([{"labelName": "vip"}]))));
+    edits_defender(&house, "29", &json!({"customTags": []}));
+    house.quiet().await.unwrap();
+    assert_eq!(in_step(&house, "29").2, ["vip"], "{}", house.story());
+    assert_eq!(clashes(&house, Field::Tags), 1, "{}", house.story());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tag_that_is_removed_after_a_merge_stays_removed() {
     let tagged = json!({"customTags": ["carried"]});
     let (house, _app) = linked(1, &[("29", tagged), ("30", json!({}))]).await;
