@@ -21,3 +21,5 @@ mod receiver;
 mod schema;
 mod subscriptions;
 mod tls;
+#[path = "../support/vectors.rs"]
+mod vectors;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::desk::{Desk, incident, until};
 use crate::receiver::Receiver;
 use crate::schema;
+use crate::vectors;
 
 fn wish(url: &str) -> Value {
     let expires = time::OffsetDateTime::now_utc() + time::Duration::days(1);
@@ -96,17 +97,7 @@ async fn a_rich_one_brings_the_resource_sealed_for_its_newest_certificate() {
     let id = made["id"].as_str().expect("an id").to_owned();
     let incident_id = desk.incident(incident("Sealed")).await;
     let keys = [1, 2].map(|number| {
-        let (certificate, key) = match number {
-            1 => (
-                include_str!("../fixtures/vectors/rich-cert-1.pem"),
-                include_str!("../fixtures/vectors/rich-key-1.pkcs8.der.base64.txt"),
-            ),
-            _ => (
-                include_str!("../fixtures/vectors/rich-cert-2.pem"),
-                include_str!("../fixtures/vectors/rich-key-2.pkcs8.der.base64.txt"),
-            ),
-        };
-        let pem = format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----");
+        let (certificate, pem) = vectors::pair(number);
         let key = RichKey::from_pem(&format!("bridge-cert-{number}"), certificate, &pem);
         std::sync::Arc::new(key.expect("the vectors are good"))
     });

@@ -6,6 +6,8 @@ mod edge;
 mod openapi;
 mod rich;
 mod subscriptions;
+#[path = "../support/vectors.rs"]
+mod vectors;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

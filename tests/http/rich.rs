@@ -8,6 +8,7 @@ use lockstep::domain::rich::RichKey;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::vectors;
 
 /// When the vectors are good.
 const THEN: i64 = 1_772_037_033;
@@ -67,17 +68,7 @@ impl KeySource for Published {
 }
 
 pub(crate) fn vector_key(number: usize) -> Arc<RichKey> {
-    let (certificate, key) = match number {
-        1 => (
-            include_str!("../fixtures/vectors/rich-cert-1.pem"),
-            include_str!("../fixtures/vectors/rich-key-1.pkcs8.der.base64.txt"),
-        ),
-        _ => (
-            include_str!("../fixtures/vectors/rich-cert-2.pem"),
-            include_str!("../fixtures/vectors/rich-key-2.pkcs8.der.base64.txt"),
-        ),
-    };
-    let pem = format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----");
+    let (certificate, pem) = vectors::pair(number);
     Arc::new(RichKey::from_pem(&format!("bridge-cert-{number}"), certificate, &pem).unwrap())
 }
 

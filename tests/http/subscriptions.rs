@@ -10,6 +10,7 @@ use time::Duration as Span;
 
 use super::rich::vector_key;
 use super::*;
+use crate::vectors;
 
 const URL: &str = "https://lockstep.example/notify/graph";
 
@@ -448,17 +449,11 @@ async fn a_vaults_new_version_is_a_certificate_of_its_own_and_the_old_ones_survi
         Keyring::new([(TENANT.to_owned(), sources)].into())
     };
     let pem = |number: usize| {
-        let (certificate, key) = match number {
-            1 => (
-                include_str!("../fixtures/vectors/rich-cert-1.pem"),
-                include_str!("../fixtures/vectors/rich-key-1.pkcs8.der.base64.txt"),
-            ),
-            _ => (
-                include_str!("../fixtures/vectors/rich-cert-2.pem"),
-                include_str!("../fixtures/vectors/rich-key-2.pkcs8.der.base64.txt"),
-            ),
-        };
-        format!("{certificate}\n-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----")
+        let (certificate, key) = vectors::pair(number);
+        format!(
+            "{certificate}
+{key}"
+        )
     };
     let newest = |ring: &Keyring| ring.of(TENANT).newest().map(|key| key.id().to_owned());
     let first = ring();
